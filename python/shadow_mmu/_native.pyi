@@ -1,0 +1,96 @@
+"""The compiled core: marshalling only (see ``rust/python``). Use the classes of :mod:`shadow_mmu` instead."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+from typing_extensions import Buffer
+
+from shadow_mmu.types import MmioExit
+
+__version__: str
+OP_BYTES: int
+OUTCOME_BYTES: int
+TRACE_BYTES: int
+COUNTER_NAMES: tuple[str, ...]
+LOCK_REASONS: tuple[str, ...]
+
+@final
+class Vcpu:
+    """One virtual CPU. Methods raise ``PageFault``, ``GeneralProtection``, ``TripleFault``, ``VcpuBusyError``, ``ClosedError``."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def cr0(self) -> int: ...
+    @property
+    def cr3(self) -> int: ...
+    @property
+    def cr4(self) -> int: ...
+    @property
+    def efer(self) -> int: ...
+    def write_cr0(self, value: int, /) -> None: ...
+    def write_cr3(self, value: int, /) -> None: ...
+    def write_cr4(self, value: int, /) -> None: ...
+    def write_efer(self, value: int, /) -> None: ...
+    def invlpg(self, gva: int, /) -> None: ...
+    def access(
+        self, gva: int, kind: str = "read", /, *, user: bool = False, ac: bool = False, implicit: bool = False
+    ) -> int | MmioExit: ...
+    def load(self, gva: int, size: int = 8, /, *, user: bool = False, ac: bool = False) -> int | MmioExit: ...
+    def store(
+        self, gva: int, value: int, size: int = 8, /, *, user: bool = False, ac: bool = False
+    ) -> MmioExit | None: ...
+    def roots(self) -> list[tuple[int, int]]:
+        """(pgd, hpa) of the current root, then of each previous root. hpa is 2**64 - 1 where invalid."""
+
+@final
+class Vm:
+    """The native machine; :class:`shadow_mmu.Vm` is its public face."""
+
+    def __new__(
+        cls,
+        *,
+        slots: Sequence[tuple[int, int]],
+        vcpus: int,
+        policy: str,
+        tlb_entries: int,
+        maxphyaddr: int,
+        trace: bool,
+        lock_times: bool,
+        cr3_times: bool,
+        mutant: str | None = None,
+    ) -> Vm: ...
+    @property
+    def vcpus(self) -> list[Vcpu]: ...
+    def memory_read(self, gpa: int, length: int, /) -> bytes: ...
+    def memory_write(self, gpa: int, data: Buffer, /) -> None: ...
+    def add_memslot(self, gpa: int, length: int, /) -> None: ...
+    def execute(self, op: Buffer, pages: Buffer | None = None, /) -> tuple[int, int, int]:
+        """Run one operation record (32 bytes): (outcome code, value or address or gpa, error code)."""
+    def run(
+        self,
+        programs: Sequence[Buffer],
+        *,
+        pages: Buffer | None = None,
+        outcomes: bool = False,
+        pin: bool = False,
+        poll: Callable[[int], None] | None = None,
+    ) -> dict[str, Any]:
+        """Run program i on vCPU i, each on its own OS thread, the GIL released. Keys: see ``docs/api.md``."""
+    def replay(
+        self,
+        ops: Buffer,
+        pages: Buffer,
+        *,
+        threads: bool,
+        check: bool,
+        audit_every: int,
+        events: Buffer,
+        poll: Callable[[int], None] | None = None,
+    ) -> dict[str, Any]: ...
+    def stats(self) -> dict[str, Any]: ...
+    def audit(self) -> list[str]: ...
+    def shadow_pages(self) -> list[dict[str, Any]]: ...
+    def state_words(self) -> bytes: ...
+    def take_trace(self) -> bytes: ...
+    def close(self) -> None: ...
