@@ -1,0 +1,102 @@
+"""The exceptions: misuse by the host (:class:`ShadowMmuError`) and what the guest runs into (:class:`GuestEvent`).
+
+A guest fault is not an error of the caller: it is what the processor would deliver to the guest. The two families have no
+common base but :class:`Exception`, so that ``except ShadowMmuError`` never hides a guest event.
+"""
+
+__all__ = [
+    "ClosedError",
+    "ConfigError",
+    "GeneralProtection",
+    "GuestEvent",
+    "GuestMemoryError",
+    "MemoryRangeError",
+    "PageFault",
+    "ProgramError",
+    "RecordingError",
+    "ShadowMemoryError",
+    "ShadowMmuError",
+    "TripleFault",
+    "UnsupportedModeError",
+    "VcpuBusyError",
+]
+
+
+class ShadowMmuError(Exception):
+    """Base of all misuse errors. Nothing was changed by a call that raises one."""
+
+
+class ConfigError(ShadowMmuError, ValueError):
+    """A machine, policy or workload parameter is out of its range; the text names the value and what is allowed."""
+
+
+class MemoryRangeError(ShadowMmuError, ValueError):
+    """A guest-physical range is outside memory, misaligned, or overlaps a memslot."""
+
+
+class GuestMemoryError(ShadowMmuError, MemoryError):
+    """The host cannot give the guest memory that was asked for."""
+
+
+class UnsupportedModeError(ShadowMmuError):
+    """A paging mode that this machine does not have (32-bit and PAE paging, guest accesses with paging off)."""
+
+
+class VcpuBusyError(ShadowMmuError, RuntimeError):
+    """A vCPU is being driven by another thread."""
+
+
+class ClosedError(ShadowMmuError, RuntimeError):
+    """The machine was closed."""
+
+
+class ProgramError(ShadowMmuError, ValueError):
+    """A program has a wrong layout or an operation that the machine refuses; the text names its place."""
+
+
+class RecordingError(ShadowMmuError, ValueError):
+    """A recording is unreadable or malformed; the text names file, row, value and what was expected."""
+
+
+class ShadowMemoryError(ShadowMmuError, MemoryError):
+    """No further shadow page can be had."""
+
+
+class GuestEvent(Exception):  # noqa: N818  the processor's own name for these is "exception", not "error"
+    """Base of what a guest instruction can run into."""
+
+
+class PageFault(GuestEvent):
+    """#PF: ``address`` is the faulting gva (CR2), ``error_code`` the bits P 1, W 2, U 4, RSVD 8, F 16."""
+
+    def __init__(self, address: int, error_code: int) -> None:
+        """Keep the two words that the processor pushes."""
+        super().__init__(address, error_code)
+        self.address = address
+        self.error_code = error_code
+
+    def __str__(self) -> str:
+        """Show the address and the error code, in hexadecimal and in the letters of its bits."""
+        bits = "".join(letter for bit, letter in enumerate("PWURF") if self.error_code >> bit & 1)
+        return f"#PF at {self.address:#x}, error code {self.error_code:#x} ({bits or '-'})"
+
+
+class GeneralProtection(GuestEvent):
+    """#GP with its error code (always 0 here: non-canonical address, reserved register bits)."""
+
+    def __init__(self, error_code: int = 0) -> None:
+        """Keep the error code."""
+        super().__init__(error_code)
+        self.error_code = error_code
+
+    def __str__(self) -> str:
+        """Show the error code."""
+        return f"#GP({self.error_code:#x})"
+
+
+class TripleFault(GuestEvent):
+    """The vCPU shut down: its root could not be allocated (E015). Every later access ends the same way."""
+
+    def __str__(self) -> str:
+        """Say what happened to the vCPU."""
+        return "triple fault: the vCPU is shut down"

@@ -1,0 +1,124 @@
+"""The vocabulary that needs no other package: operation kinds, flags, outcome codes, memslots (``docs/machine.md`` §2).
+
+The numpy record types of the same things are in :mod:`shadow_mmu.ops`.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from typing import Final, Literal
+
+from shadow_mmu.errors import MemoryRangeError
+
+PAGE_SIZE: Final = 4096
+MAX_VCPUS: Final = 1024
+MAX_PREVIOUS_ROOTS: Final = 16
+MAX_GUEST_BYTES: Final = 1 << 46
+INVALID_ROOT: Final = (1 << 64) - 1
+
+AccessKind = Literal["read", "write", "fetch"]
+
+
+class OpKind(IntEnum):
+    """What an operation does; the value is the ``kind`` byte of its record."""
+
+    NOP = 0
+    WRITE_CR0 = 1
+    WRITE_CR3 = 2
+    WRITE_CR4 = 3
+    WRITE_EFER = 4
+    INVLPG = 5
+    READ = 6
+    WRITE = 7
+    FETCH = 8
+    LOAD = 9
+    STORE = 10
+    HOST_STORE = 11
+    HOST_PAGE = 12
+    SYNC_TLB = 13
+    WORK = 14
+    ZAP_GFN = 15
+
+
+class OpFlag(IntFlag):
+    """How an operation is done; the value is the ``flags`` byte of its record."""
+
+    NONE = 0
+    USER = 1
+    AC = 2
+    IMPLICIT = 4
+    HOST = 8
+    CHECK = 16
+    FUSED = 32
+
+
+class OutcomeCode(IntEnum):
+    """How an operation ended."""
+
+    OK = 0
+    PAGE_FAULT = 1
+    GP = 2
+    MMIO = 3
+    TRIPLE_FAULT = 4
+
+
+class TraceKind(IntEnum):
+    """Events of the shadow MMU (KVM's ``kvmmmu`` tracepoints; ``docs/machine.md`` §11)."""
+
+    GET_PAGE = 1
+    UNSYNC_PAGE = 2
+    SYNC_PAGE = 3
+    PREPARE_ZAP_PAGE = 4
+    SET_SPTE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class MmioExit:
+    """A guest access reached a gpa that is in no memslot: the device behind it, if any, is the caller's.
+
+    Attributes:
+        gpa: the guest-physical address that the guest's tables lead to.
+
+    """
+
+    gpa: int
+
+    def __repr__(self) -> str:
+        """Show the address in hexadecimal."""
+        return f"MmioExit(gpa={self.gpa:#x})"
+
+
+@dataclass(frozen=True, slots=True)
+class Memslot:
+    """A range of guest-physical memory.
+
+    Attributes:
+        gpa: first byte, page aligned.
+        bytes: length, a positive multiple of 4096.
+
+    Raises:
+        MemoryRangeError: misaligned, empty, negative, or above the 46-bit limit of this machine.
+
+    """
+
+    gpa: int
+    bytes: int
+
+    def __post_init__(self) -> None:
+        """Refuse what no machine could hold."""
+        for name, value in (("gpa", self.gpa), ("bytes", self.bytes)):
+            if not isinstance(value, int) or isinstance(value, bool):
+                msg = f"memslot {name} must be an integer, not {value!r}"
+                raise MemoryRangeError(msg)
+            if value % PAGE_SIZE or value < 0:
+                msg = f"memslot {name} must be a non-negative multiple of {PAGE_SIZE}, not {value:#x}"
+                raise MemoryRangeError(msg)
+        if self.bytes == 0:
+            msg = f"memslot at gpa {self.gpa:#x} is empty"
+            raise MemoryRangeError(msg)
+        if self.gpa + self.bytes > MAX_GUEST_BYTES:
+            msg = f"memslot {self.gpa:#x}+{self.bytes:#x} ends above {MAX_GUEST_BYTES:#x}"
+            raise MemoryRangeError(msg)
+
+    def __repr__(self) -> str:
+        """Show both numbers in hexadecimal."""
+        return f"Memslot(gpa={self.gpa:#x}, bytes={self.bytes:#x})"
