@@ -1,0 +1,148 @@
+# Everything a user or a developer does, in one place. `make help` lists the targets.
+# A fresh machine needs Rust (cargo), Python 3.11 or newer with pip and venv, and GNU make; the rest is installed into .venv.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WHEELS := build/wheels
+RECORDING := recordings/linux61-4level-kpti-small.npz
+
+# What the wheel is made of: any change rebuilds it, nothing else does.
+SOURCES := pyproject.toml Cargo.toml $(wildcard Cargo.lock .cargo/config.toml) README.md LICENSE-MIT LICENSE-APACHE \
+	$(shell find rust -name target -prune -o -type f \( -name '*.rs' -o -name Cargo.toml \) -print) \
+	$(shell find python/shadow_mmu -type f \( -name '*.py' -o -name '*.pyi' -o -name py.typed \))
+RUST_SOURCES := $(filter rust/% Cargo.% .cargo/%,$(SOURCES))
+
+# ---------------------------------------------------------------------------------------------- for users
+
+.PHONY: demo
+demo: $(VENV)/.installed ## Build and install into .venv, then print the two tables: a real guest replayed, KPTI on two vCPU threads
+	$(BIN)/shadow-mmu replay $(RECORDING) --policy locked --policy seed --policy lru:3
+	$(BIN)/shadow-mmu run kpti --vcpus 2 --policy locked --policy seed
+
+.PHONY: test
+test: test-rust test-python ## Run every test: cargo tests, then pytest with its doctests
+
+.PHONY: help
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# ---------------------------------------------------------------------------------------------- for developers
+
+.PHONY: dev
+dev: $(VENV)/.maturin ## Install the package in place: Python edits work at once, Rust edits after another `make dev`
+	rm -f $(VENV)/.installed $(VENV)/.dev
+	VIRTUAL_ENV=$(VENV) $(BIN)/maturin develop --release --extras dev
+
+.PHONY: test-rust
+test-rust: ## Run the cargo tests of the workspace
+	cargo test --workspace --quiet
+
+.PHONY: test-python
+test-python: $(VENV)/.dev build/mutants/_native.abi3.so ## Run pytest over tests/ and the examples in the docstrings
+	$(BIN)/pytest
+	$(BIN)/pytest --quiet --doctest-modules --pyargs shadow_mmu
+
+.PHONY: lint
+lint: fmt-check clippy ruff mypy stubtest ## Check formatting, clippy, ruff, mypy --strict and the stub of the native module
+
+.PHONY: fmt
+fmt: $(VENV)/.dev ## Format Rust and Python
+	cargo fmt --all
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix-only --quiet
+
+.PHONY: fmt-check
+fmt-check:
+	cargo fmt --all --check
+
+# The crate is one program in four shapes; each must be free of warnings.
+.PHONY: clippy
+clippy:
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
+	cargo clippy --package shadow-mmu --all-targets --features count-sync --quiet -- -D warnings
+	cargo clippy --package shadow-mmu-py --features mutants --quiet -- -D warnings
+	RUSTFLAGS="--cfg loom" cargo clippy --package shadow-mmu --lib --profile test --quiet --target-dir target/loom -- -D warnings
+
+.PHONY: ruff
+ruff: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+.PHONY: mypy
+mypy: $(VENV)/.dev
+	$(BIN)/mypy
+
+.PHONY: stubtest
+stubtest: $(VENV)/.dev
+	MYPYPATH=python $(BIN)/stubtest shadow_mmu._native --allowlist tests/stubtest-allowlist.txt
+
+# Release, for loom explores millions of interleavings; without link-time optimisation, for it is linked often.
+.PHONY: loom
+loom: ## Explore the interleavings of the lock-free protocols, and see their weakened twins fail
+	RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=$${LOOM_MAX_PREEMPTIONS:-3} \
+	CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+		cargo test --package shadow-mmu --release --lib --target-dir target/loom loom_
+
+.PHONY: count-sync
+count-sync: ## Run the core's tests on the counting sync facade: what the fast path may not do, counted
+	cargo test --package shadow-mmu --features count-sync --quiet
+
+.PHONY: mutants
+mutants: build/mutants/_native.abi3.so ## Build the native module with single rules that can be switched off (for tests/mutants)
+
+.PHONY: bench
+bench: $(VENV)/.dev ## Run the benchmarks (criterion, pytest-benchmark); method in benches/README.md
+	cargo bench --workspace
+	$(BIN)/pytest benches --benchmark-enable --benchmark-only
+
+.PHONY: soak
+soak: $(VENV)/.dev ## Run the long differential tests: a million operations on core and model
+	HYPOTHESIS_PROFILE=soak $(BIN)/pytest tests -m soak --timeout 0
+
+.PHONY: docs
+docs: ## Build the API documentation of the Rust crates; warnings are errors
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+
+.PHONY: wheel
+wheel: $(WHEELS)/.built ## Build the release wheel into build/wheels
+
+.PHONY: clean
+clean: ## Remove everything that was built, .venv too
+	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks python/shadow_mmu/_native*.so
+	cargo clean --quiet
+
+# ---------------------------------------------------------------------------------------------- stamps
+
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+$(VENV)/.maturin:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install 'maturin>=1.9,<2'
+	touch $@
+
+$(WHEELS)/.built: $(SOURCES) | $(VENV)/.maturin
+	mkdir -p $(WHEELS)
+	rm -f $(WHEELS)/*.whl
+	$(BIN)/maturin build --release --quiet --out $(WHEELS)
+	touch $@
+
+# The version stays the same between builds, so pip is told to take the new wheel; its dependencies are left in peace.
+$(VENV)/.installed: $(WHEELS)/.built
+	$(PIP) install $(WHEELS)/*.whl
+	$(PIP) install --force-reinstall --no-deps $(WHEELS)/*.whl
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed pyproject.toml
+	$(PIP) install "$$(echo $(WHEELS)/*.whl)[dev]"
+	touch $@
+
+build/mutants/_native.abi3.so: $(RUST_SOURCES)
+	cargo build --release --quiet --package shadow-mmu-py --features mutants --target-dir build/mutants-target
+	mkdir -p build/mutants
+	cp build/mutants-target/release/lib_native.so $@
