@@ -75,8 +75,10 @@ class TraceKind(IntEnum):
 class MmioExit:
     """A guest access reached a gpa that is in no memslot: the device behind it, if any, is the caller's.
 
-    Attributes:
-        gpa: the guest-physical address that the guest's tables lead to.
+    Attributes
+    ----------
+    gpa : int
+        The guest-physical address that the guest's tables lead to.
 
     """
 
@@ -91,12 +93,17 @@ class MmioExit:
 class Memslot:
     """A range of guest-physical memory.
 
-    Attributes:
-        gpa: first byte, page aligned.
-        bytes: length, a positive multiple of 4096.
+    Attributes
+    ----------
+    gpa : int
+        First byte, page aligned.
+    bytes : int
+        Length, a positive multiple of 4096.
 
-    Raises:
-        MemoryRangeError: misaligned, empty, negative, or above the 46-bit limit of this machine.
+    Raises
+    ------
+    MemoryRangeError
+        Misaligned, empty, negative, or above the 46-bit limit of this machine.
 
     """
 
@@ -106,7 +113,7 @@ class Memslot:
     def __post_init__(self) -> None:
         """Refuse what no machine could hold."""
         for name, value in (("gpa", self.gpa), ("bytes", self.bytes)):
-            if not isinstance(value, int) or isinstance(value, bool):
+            if type(value) is not int:
                 msg = f"memslot {name} must be an integer, not {value!r}"
                 raise MemoryRangeError(msg)
             if value % PAGE_SIZE or value < 0:

@@ -1,0 +1,116 @@
+"""KVM's x86 shadow MMU as a library: a multi-threaded Rust core and the Python face of it.
+
+>>> from shadow_mmu import Policy
+>>> str(Policy.parse("lru:3"))
+'lru:3'
+
+Everything named in ``__all__`` is loaded when it is first used, so that ``import shadow_mmu`` costs nothing: numpy, the
+compiled core, the model and the workloads come only when they are wanted.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shadow_mmu._native import Vcpu, __version__
+    from shadow_mmu.errors import (
+        ClosedError,
+        ConfigError,
+        GeneralProtection,
+        GuestEvent,
+        GuestMemoryError,
+        MemoryRangeError,
+        PageFault,
+        ProgramError,
+        RecordingError,
+        ShadowMemoryError,
+        ShadowMmuError,
+        TripleFault,
+        UnsupportedModeError,
+        VcpuBusyError,
+    )
+    from shadow_mmu.policy import Policy
+    from shadow_mmu.recording import Recording, load_recording
+    from shadow_mmu.replay import replay_recording
+    from shadow_mmu.report import ReplayReport, ReplayResult
+    from shadow_mmu.stats import LockStats, RunReport, ShadowPage, Stats
+    from shadow_mmu.types import Memslot, MmioExit, OpFlag, OpKind, OutcomeCode, TraceKind
+    from shadow_mmu.vm import Memory, Vm
+
+__all__ = [
+    "ClosedError",
+    "ConfigError",
+    "GeneralProtection",
+    "GuestEvent",
+    "GuestMemoryError",
+    "LockStats",
+    "Memory",
+    "MemoryRangeError",
+    "Memslot",
+    "MmioExit",
+    "OpFlag",
+    "OpKind",
+    "OutcomeCode",
+    "PageFault",
+    "Policy",
+    "ProgramError",
+    "Recording",
+    "RecordingError",
+    "ReplayReport",
+    "ReplayResult",
+    "RunReport",
+    "ShadowMemoryError",
+    "ShadowMmuError",
+    "ShadowPage",
+    "Stats",
+    "TraceKind",
+    "TripleFault",
+    "UnsupportedModeError",
+    "Vcpu",
+    "VcpuBusyError",
+    "Vm",
+    "__version__",
+    "load_recording",
+    "replay_recording",
+]
+
+_HOMES = {
+    "_native": ("Vcpu", "__version__"),
+    "errors": (
+        "ClosedError",
+        "ConfigError",
+        "GeneralProtection",
+        "GuestEvent",
+        "GuestMemoryError",
+        "MemoryRangeError",
+        "PageFault",
+        "ProgramError",
+        "RecordingError",
+        "ShadowMemoryError",
+        "ShadowMmuError",
+        "TripleFault",
+        "UnsupportedModeError",
+        "VcpuBusyError",
+    ),
+    "policy": ("Policy",),
+    "recording": ("Recording", "load_recording"),
+    "replay": ("replay_recording",),
+    "report": ("ReplayReport", "ReplayResult"),
+    "stats": ("LockStats", "RunReport", "ShadowPage", "Stats"),
+    "types": ("MmioExit", "Memslot", "OpFlag", "OpKind", "OutcomeCode", "TraceKind"),
+    "vm": ("Memory", "Vm"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
