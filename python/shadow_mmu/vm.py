@@ -1,0 +1,367 @@
+r"""The machine as Python sees it: memory, vCPUs, programs, statistics. The work is done by the compiled core.
+
+>>> from shadow_mmu import Vm
+>>> with Vm(memory="1MiB", vcpus=1, policy="lru:3") as vm:
+...     vm.memory.write(0x1000, (0x2007).to_bytes(8, "little"))
+...     vm.memory.read(0x1000, 2)
+b'\x07 '
+"""
+
+import operator
+import re
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final, Self, SupportsIndex
+
+import numpy as np
+
+from shadow_mmu import _native
+from shadow_mmu.errors import ConfigError, MemoryRangeError, ProgramError
+from shadow_mmu.ops import NO_PAGES, OUTCOME, TRACE, Pages, Program, check_pages, validate
+from shadow_mmu.policy import Policy
+from shadow_mmu.stats import RunReport, ShadowPage, Stats
+from shadow_mmu.types import MAX_GUEST_BYTES, MAX_VCPUS, Memslot
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from typing_extensions import Buffer
+
+MAX_TLB_ENTRIES: Final = 1 << 16
+_SIZE = re.compile(r"\s*([0-9]{1,20})\s*(B|K|M|G|T|KiB|MiB|GiB|TiB)?\s*", re.ASCII)
+_SHIFT = {"B": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+
+
+def parse_size(text: str) -> int:
+    """Read a size such as ``"128MiB"``, ``"4 KiB"`` or ``"1G"`` (binary units) in bytes.
+
+    Raises
+    ------
+    ConfigError
+        It is no such size.
+
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ConfigError(f"no size {text!r}: expected a number and one of B, KiB, MiB, GiB, TiB")
+    return int(match[1]) << _SHIFT[(match[2] or "B")[0]]
+
+
+def whole(name: str, value: object, low: int, high: int) -> int:
+    """Return ``value`` as an int if it is a whole number in ``low..high``.
+
+    Raises
+    ------
+    ConfigError
+        It is not.
+
+    """
+    if isinstance(value, SupportsIndex) and not isinstance(value, bool):
+        number = operator.index(value)
+        if low <= number <= high:
+            return number
+    raise ConfigError(f"{name} is {value!r}: expected a whole number from {low:,} to {high:,}")
+
+
+def memslots(memory: object, maxphyaddr: int = 46) -> tuple[Memslot, ...]:
+    """Return the memslots that ``memory`` asks for: a size (one slot at gpa 0) or a list of slots.
+
+    Raises
+    ------
+    ConfigError
+        It is neither.
+    MemoryRangeError
+        A slot is misaligned, ends above guest-physical memory, or overlaps another.
+
+    """
+    if isinstance(memory, str):
+        memory = parse_size(memory)
+    if isinstance(memory, SupportsIndex) and not isinstance(memory, bool):
+        memory = [Memslot(0, operator.index(memory))]
+    if not isinstance(memory, Sequence) or not memory or not all(isinstance(slot, Memslot) for slot in memory):
+        raise ConfigError(f"memory is {memory!r}: expected a size such as '128MiB', bytes, or a list of Memslot")
+    slots = tuple(sorted(memory, key=lambda slot: slot.gpa))
+    for before, after in pairwise(slots):
+        if before.gpa + before.bytes > after.gpa:
+            raise MemoryRangeError(f"{after!r} overlaps {before!r}")
+    if slots[-1].gpa + slots[-1].bytes > 1 << maxphyaddr:
+        raise MemoryRangeError(f"{slots[-1]!r} ends above the {maxphyaddr}-bit guest-physical address space")
+    return slots
+
+
+def _bytes_of(data: "Buffer | npt.NDArray[Any]") -> memoryview:
+    """Return the plain bytes of a contiguous buffer."""
+    if isinstance(data, np.ndarray):
+        if data.dtype.hasobject or not data.flags.c_contiguous:
+            raise ConfigError(f"data is an array of {data.dtype}, strides {data.strides}: expected contiguous numbers")
+        return data.reshape(-1).view(np.uint8).data
+    try:
+        return memoryview(data).cast("B")
+    except (TypeError, ValueError, BufferError) as error:
+        raise ConfigError(f"data is {type(data).__name__}: expected bytes or a numpy array ({error})") from error
+
+
+class Memory:
+    """Guest memory from the hypervisor's side. Writes drop the shadow entries made from words that change."""
+
+    __slots__ = ("_native", "_slots")
+
+    def __init__(self, native: _native.Vm, slots: tuple[Memslot, ...]) -> None:
+        self._native = native
+        self._slots = slots
+
+    @property
+    def slots(self) -> tuple[Memslot, ...]:
+        """The memslots, by ascending gpa."""
+        return self._slots
+
+    @property
+    def size(self) -> int:
+        """All memory together, in bytes."""
+        return sum(slot.bytes for slot in self._slots)
+
+    def _range(self, gpa: SupportsIndex, length: SupportsIndex) -> tuple[int, int]:
+        """Refuse before the core is called what no slot could hold, so that nothing large is ever allocated."""
+        try:
+            first, count = operator.index(gpa), operator.index(length)
+        except TypeError as error:
+            raise MemoryRangeError(f"gpa {gpa!r}, length {length!r}: expected whole numbers") from error
+        if first < 0 or count < 0 or first + count > MAX_GUEST_BYTES or count > self.size:
+            raise MemoryRangeError(f"gpa {first:#x}, {count:,} bytes: no memslot holds this range")
+        return first, count
+
+    def read(self, gpa: SupportsIndex, length: SupportsIndex) -> bytes:
+        """Return ``length`` bytes at ``gpa``.
+
+        Raises
+        ------
+        MemoryRangeError
+            Part of the range is in no memslot.
+        ClosedError
+            The machine was closed.
+
+        """
+        return self._native.memory_read(*self._range(gpa, length))
+
+    def read_array(self, gpa: SupportsIndex, words: int = 512) -> "npt.NDArray[np.uint64]":
+        """Return ``words`` 8-byte words at ``gpa`` (one page unless told otherwise) as a new array.
+
+        Raises
+        ------
+        MemoryRangeError
+            Part of the range is in no memslot.
+        ClosedError
+            The machine was closed.
+
+        """
+        count = whole("words", words, 0, MAX_GUEST_BYTES // 8)
+        return np.frombuffer(bytearray(self.read(gpa, 8 * count)), np.dtype("<u8"))
+
+    def write(self, gpa: SupportsIndex, data: "Buffer | npt.NDArray[Any]") -> None:
+        """Write bytes, or the bytes of a contiguous array, at ``gpa``. Takes the mmu_lock once (reason ``host``).
+
+        Raises
+        ------
+        MemoryRangeError
+            Part of the range is in no memslot; nothing was written.
+        ConfigError
+            ``data`` is no contiguous buffer of plain values.
+        ClosedError
+            The machine was closed.
+
+        """
+        view = _bytes_of(data)
+        first, _ = self._range(gpa, view.nbytes)
+        if view.nbytes:
+            self._native.memory_write(first, view)
+
+    def __repr__(self) -> str:
+        return f"<Memory {', '.join(f'{slot.gpa:#x}+{slot.bytes:#x}' for slot in self._slots)}>"
+
+
+class Vm:
+    """A machine: memslots, vCPUs, a shadow MMU and its lock.
+
+    Parameters
+    ----------
+    memory : str, int or list of Memslot
+        Size of the one slot at gpa 0, or the slots.
+    vcpus : int
+        1 to 1,024.
+    policy : Policy or str
+        What a CR3 write does with the outgoing root: ``locked``, ``seed``, ``lru:0`` to ``lru:16``.
+    tlb_entries : int
+        Size of each vCPU's software TLB; 0 keeps nothing.
+    maxphyaddr : int
+        Guest-physical address width, 36 to 52.
+    trace : bool
+        Keep the events of the shadow MMU for :meth:`trace`.
+    lock_times : bool
+        Measure how long the mmu_lock is held and how long CR3 writes take.
+
+    Attributes
+    ----------
+    memory : Memory
+    vcpus : tuple of Vcpu
+        The compiled vCPUs themselves. ``access``, ``load`` and ``store`` raise ``PageFault``, ``GeneralProtection`` or
+        ``TripleFault``, and return :class:`MmioExit` where no memslot is reached.
+
+    Raises
+    ------
+    ConfigError, MemoryRangeError
+        A parameter is out of range; nothing was allocated.
+    GuestMemoryError
+        The host has not that much memory.
+
+    """
+
+    __slots__ = ("_closed", "_native", "_policy", "memory", "vcpus")
+
+    memory: Memory
+    vcpus: tuple[_native.Vcpu, ...]
+
+    def __init__(
+        self,
+        memory: str | int | Sequence[Memslot] = "128MiB",
+        *,
+        vcpus: int = 2,
+        policy: Policy | str = "lru:3",
+        tlb_entries: int = 1536,
+        maxphyaddr: int = 46,
+        trace: bool = False,
+        lock_times: bool = False,
+    ) -> None:
+        self._closed = True
+        self._policy = policy if isinstance(policy, Policy) else Policy.parse(policy)
+        count = whole("vcpus", vcpus, 1, MAX_VCPUS)
+        width = whole("maxphyaddr", maxphyaddr, 36, 52)
+        entries = whole("tlb_entries", tlb_entries, 0, MAX_TLB_ENTRIES)
+        slots = memslots(memory, width)
+        self._native = _native.Vm(
+            slots=[(slot.gpa, slot.bytes) for slot in slots],
+            vcpus=count,
+            policy=str(self._policy),
+            tlb_entries=entries,
+            maxphyaddr=width,
+            trace=bool(trace),
+            lock_times=bool(lock_times),
+            cr3_times=bool(lock_times),
+        )
+        self._closed = False
+        self.memory = Memory(self._native, slots)
+        self.vcpus = tuple(self._native.vcpus)
+
+    @property
+    def policy(self) -> Policy:
+        """The root-cache policy."""
+        return self._policy
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
+
+    @property
+    def stats(self) -> Stats:
+        """What was counted so far, all vCPUs together and one by one."""
+        return Stats.from_dict(self._native.stats())
+
+    def run(
+        self,
+        programs: Sequence[Program],
+        *,
+        pages: Pages | None = None,
+        outcomes: bool = False,
+        pin: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> RunReport:
+        """Run program ``i`` on vCPU ``i``, each on its own OS thread, with the GIL released.
+
+        Parameters
+        ----------
+        programs : sequence of numpy.ndarray
+            Up to one array of dtype ``OP`` for each vCPU; the ``vcpu`` field of the rows is not looked at.
+        pages : numpy.ndarray, optional
+            n x 512 words for HOST_PAGE rows.
+        outcomes : bool
+            Keep the outcome of every operation.
+        pin : bool
+            Pin each thread to one CPU.
+        progress : callable, optional
+            Called about ten times a second with the number of operations done; what it raises stops the run.
+
+        Raises
+        ------
+        ProgramError
+            A program is malformed (nothing ran), or the machine refused an operation (what was done stays done).
+        KeyboardInterrupt
+            Ctrl-C; the threads have stopped, what was done stays done.
+
+        """
+        if type(programs) not in (list, tuple):
+            raise ProgramError(f"programs is {type(programs).__name__}: expected a list of arrays, one for each vCPU")
+        if not 1 <= len(programs) <= len(self.vcpus):
+            raise ProgramError(f"{len(programs)} programs: expected 1 to {len(self.vcpus)}, one for each vCPU")
+        rows = NO_PAGES if pages is None else check_pages(pages)
+        checked = [validate(one, pages=rows, what=f"program {index}") for index, one in enumerate(programs)]
+        found = self._native.run(
+            [one.view(np.uint8).data for one in checked],
+            pages=rows.reshape(-1).view(np.uint8).data,
+            outcomes=outcomes,
+            pin=pin,
+            poll=progress,
+        )
+        if found["interrupted"]:
+            raise KeyboardInterrupt
+        kept = found["outcomes"]
+        return RunReport(
+            seconds=found["seconds"],
+            ops_done=tuple(found["ops_done"]),
+            faults=found["faults"],
+            outcomes=None if kept is None else tuple(np.frombuffer(one, OUTCOME) for one in kept),
+        )
+
+    def add_memslot(self, gpa: int, length: int) -> Memslot:
+        """Add memory. Returns the new slot.
+
+        Raises
+        ------
+        MemoryRangeError
+            Misaligned, too high, or overlapping a slot; nothing was added.
+
+        """
+        slot = Memslot(gpa, length)
+        self._native.add_memslot(slot.gpa, slot.bytes)
+        self.memory = Memory(self._native, tuple(sorted((*self.memory.slots, slot), key=lambda one: one.gpa)))
+        return slot
+
+    def audit(self) -> list[str]:
+        """Check the invariants of the shadow MMU (E162) under the mmu_lock; returns one line for each violation."""
+        return self._native.audit()
+
+    def shadow_pages(self) -> list[ShadowPage]:
+        """Return a copy of every live shadow page, by ascending id."""
+        return [ShadowPage.from_dict(page) for page in self._native.shadow_pages()]
+
+    def trace(self) -> "npt.NDArray[np.void]":
+        """Return, and forget, the events since the last call: an array of dtype ``TRACE``, empty without ``trace=True``."""
+        return np.frombuffer(self._native.take_trace(), TRACE)
+
+    def state_words(self) -> "npt.NDArray[np.uint64]":
+        """Return the whole state as words in the layout of ``docs/machine.md`` §11."""
+        return np.frombuffer(self._native.state_words(), np.dtype("<u8"))
+
+    def close(self) -> None:
+        """Free everything. Later use raises ``ClosedError``; closing twice does nothing."""
+        if not self._closed:
+            self._native.close()
+            self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self.memory.size >> 10:,} KiB"
+        return f"<Vm {state}, {len(self.vcpus)} vCPUs, policy {self._policy}>"
