@@ -1,0 +1,190 @@
+"""The invariants of C.11 that apply to this machine, checked over the whole state (E162).
+
+I10 (huge host pages) and what depends on generations do not apply. I14 leaves out entries that the host changed only where
+the machine itself drops nothing, which here is nowhere: a hypervisor-side write drops what was made from the old words.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from . import spte as sptes
+from .constants import (
+    ACC_U,
+    ACC_W,
+    ACC_X,
+    DUMMY_ROOT,
+    GPTE_P,
+    GPTE_PS,
+    INVALID_ROOT,
+    PAGE_SHIFT,
+    PFN_MASK,
+    REQ_FREE_OBSOLETE_ROOTS,
+)
+from .pages import ShadowPage
+from .permissions import gpte_access, leaf_access
+from .role import CR0_WP, child_role
+from .vm import SharedState
+
+
+def audit(vm: SharedState) -> list[str]:
+    """Return every violation, each starting with the id of its invariant."""
+    found: list[str] = []
+    for check in (_links, _rmaps, _unsync_marks, _counts, _lookups, _leaves, _tables, _roots):
+        found += check(vm)
+    return found
+
+
+def _links(vm: SharedState) -> Iterator[str]:
+    """I2: parents are exactly the links. I13: a link leads to what the guest's entry says. I15: never to an invalid page."""
+    real: dict[int, Counter[tuple[int, int]]] = {page_id: Counter() for page_id in vm.books.live}
+    for page in vm.books.live.values():
+        for index, spte in page.sptes.items() if page.level > 1 else ():
+            child = vm.books.live.get(sptes.page_id(spte))
+            if child is None or spte != child.hpa | sptes.LINK_BITS:
+                yield f"I13: entry {index} of {page!r} is {spte:#x}, no link to a live page"
+                continue
+            real[child.id][page.id, index] += 1
+            if child.invalid and not page.invalid:
+                yield f"I15: entry {index} of {page!r} links to the invalid {child!r}"
+            if child.role != child_role(page.role, child.access, direct=child.direct):
+                yield f"I13: entry {index} of {page!r} links to {child!r}, whose role is no child's"
+            elif not page.invalid:
+                yield from _link_against_table(vm, page, index, child)
+    for page in vm.books.live.values():
+        if Counter((parent.id, index) for parent, index in page.parents) != real[page.id]:
+            yield f"I2: parents of {page!r} are not the entries that link to it"
+
+
+def _link_against_table(vm: SharedState, page: ShadowPage, index: int, child: ShadowPage) -> Iterator[str]:
+    """I13: the gfn and the rights that the parent's table, or the parent's range, gives the child."""
+    if page.direct:
+        if child.gfn != page.gfn + (index << 9 * (page.level - 1)) or child.access != page.access:
+            yield f"I13: entry {index} of {page!r} links to {child!r}, which is no part of it"
+        return
+    gpte = vm.memory.word(page.gfn << PAGE_SHIFT | index << 3)
+    gfn = (gpte & PFN_MASK) >> PAGE_SHIFT
+    large = page.level <= 3 and bool(gpte & GPTE_PS)
+    if large:
+        gfn &= ~((1 << 9 * (page.level - 1)) - 1)
+    access_is_right = child.direct or child.access == page.access & gpte_access(gpte)
+    if not gpte & GPTE_P or child.direct != large or child.gfn != gfn or not access_is_right:
+        yield f"I13: entry {index} of {page!r} links to {child!r}, its gpte is {gpte:#x}"
+
+
+def _rmaps(vm: SharedState) -> Iterator[str]:
+    """I1: the reverse map is exactly the present leaves, each under the gfn that it maps."""
+    real: dict[int, Counter[tuple[int, int]]] = {}
+    for page in vm.books.live.values():
+        for index, spte in page.sptes.items() if page.level == 1 else ():
+            gfn = sptes.leaf_gfn(spte)
+            real.setdefault(gfn, Counter())[page.id, index] += 1
+            if page.translations.get(index, (None,))[0] != gfn:
+                yield f"I1: entry {index} of {page!r} maps gfn {gfn:#x}, recorded {page.translations.get(index)}"
+    kept = {gfn: Counter((page.id, index) for page, index in refs) for gfn, refs in vm.books.rmaps.items()}
+    for gfn in sorted(real.keys() | kept.keys()):
+        if real.get(gfn) != kept.get(gfn):
+            yield f"I1: the reverse map of gfn {gfn:#x} is not the leaves that map it"
+
+
+def _unsync_marks(vm: SharedState) -> Iterator[str]:
+    """I3: the count is the bitmap's. I4: only indirect level-1 pages are unsync. I5: all ways down to one are marked."""
+    for page in vm.books.live.values():
+        if page.unsync_bitmap.bit_count() != page.unsync_children:
+            yield f"I3: {page!r} counts {page.unsync_children} unsync children, its bitmap {page.unsync_bitmap.bit_count()}"
+        if page.unsync and (page.level != 1 or page.direct):
+            yield f"I4: {page!r} is unsync"
+        if page.unsync or page.unsync_children:
+            for parent, index in page.parents:
+                if not parent.unsync_bitmap >> index & 1:
+                    yield f"I5: {page!r} is unsync or leads there, and entry {index} of {parent!r} is not marked"
+
+
+def _counts(vm: SharedState) -> Iterator[str]:
+    """I6: root counts. I7: live pages are valid or pinned. I8: indirect pages. I9: write tracking."""
+    references = Counter(
+        sptes.page_id(root.hpa)
+        for vcpu in vm.vcpus
+        for root in (vcpu.root, *vcpu.previous)
+        if root.hpa not in (INVALID_ROOT, DUMMY_ROOT)
+    )
+    track: Counter[int] = Counter()
+    indirect = 0
+    for page in vm.books.live.values():
+        if page.root_count != references[page.id]:
+            yield f"I6: {page!r} counts {page.root_count} roots, {references[page.id]} refer to it"
+        if page.invalid and not page.root_count:
+            yield f"I7: {page!r} is zapped, not pinned, and still there"
+        if not page.invalid and not page.direct:
+            indirect += 1
+            track.update([page.gfn] if page.level > 1 else [])
+    if indirect != vm.books.indirect_shadow_pages:
+        yield f"I8: indirect_shadow_pages is {vm.books.indirect_shadow_pages}, there are {indirect}"
+    if dict(track) != vm.books.write_track:
+        yield f"I9: write tracking is {vm.books.write_track}, the upper tables are {dict(track)}"
+
+
+def _lookups(vm: SharedState) -> Iterator[str]:
+    """I15, I16: each live page is found under its gfn, once, and nothing else is."""
+    listed = Counter(page.id for bucket in vm.books.by_gfn.values() for page in bucket)
+    if listed != Counter(vm.books.live.keys()):
+        yield "I16: the pages listed by gfn are not the live ones"
+    for gfn, bucket in vm.books.by_gfn.items():
+        if any(page.gfn != gfn or page.doomed for page in bucket):
+            yield f"I16: a page of another gfn, or a freed one, is listed under gfn {gfn:#x}"
+        if any(page.role & 1 << 11 for page in vm.books.valid_pages(gfn)):
+            yield f"I15: a lookup of gfn {gfn:#x} finds an invalid page"
+
+
+def _leaves(vm: SharedState) -> Iterator[str]:
+    """I11: W needs MMU-writable needs host-writable. I12: a synced table has no writable mapping."""
+    synced = {p.gfn for p in vm.books.live.values() if not p.direct and not p.invalid and not p.unsync}
+    for page in vm.books.live.values():
+        for index, spte in page.sptes.items() if page.level == 1 else ():
+            writable, mmu, host = spte & sptes.W, spte & sptes.MMU_WRITABLE, spte & sptes.HOST_WRITABLE
+            if (writable and not mmu) or (mmu and not host) or not spte & sptes.SHADOW_PRESENT:
+                yield f"I11: entry {index} of {page!r} is {spte:#x}"
+            if mmu and sptes.leaf_gfn(spte) in synced:
+                yield f"I12: entry {index} of {page!r} is {spte:#x}, and the gfn it maps holds a synced table"
+
+
+def _tables(vm: SharedState) -> Iterator[str]:
+    """I14: an entry of a synced page grants no more than its gpte."""
+    for page in vm.books.live.values():
+        if page.level != 1 or page.invalid or page.unsync:
+            continue
+        for index, spte in page.sptes.items():
+            gfn = sptes.leaf_gfn(spte)
+            if page.direct:
+                allowed, target = page.access, page.gfn + index
+            else:
+                gpte = vm.memory.word(page.gfn << PAGE_SHIFT | index << 3)
+                allowed = leaf_access(page.access, gpte) if gpte & GPTE_P else 0
+                target = (gpte & PFN_MASK) >> PAGE_SHIFT if gpte & GPTE_P else -1
+            granted = (
+                (ACC_W if spte & sptes.W else 0) | (ACC_U if spte & sptes.U else 0) | (0 if spte & sptes.NX else ACC_X)
+            )
+            # CR0.WP=0: a supervisor's write made the page a writable supervisor page (B.5).
+            supervisor_page = not page.role & CR0_WP and not granted & ACC_U
+            if gfn != target or granted & ~allowed & ~(ACC_W if supervisor_page else 0):
+                yield f"I14: entry {index} of {page!r} is {spte:#x}, its table allows {allowed} of gfn {target:#x}"
+
+
+def _roots(vm: SharedState) -> Iterator[str]:
+    """I17: cached roots have a page and differ. I18: none is obsolete unless the request is pending."""
+    for vcpu in vm.vcpus:
+        cached = [root for root in vcpu.previous if root.hpa != INVALID_ROOT]
+        keys: Counter[tuple[int, int]] = Counter()
+        for root in cached:
+            page = vm.books.live.get(sptes.page_id(root.hpa))
+            if page is None:
+                yield f"I17: vCPU {vcpu.index} caches root {root.hpa:#x}, which is no page"
+                continue
+            keys[root.pgd, page.role] += 1
+        if vm.policy.kind == "lru" and any(count > 1 for count in keys.values()):
+            yield f"I17: vCPU {vcpu.index} caches two roots of one CR3 and role"
+        if vcpu.requests & REQ_FREE_OBSOLETE_ROOTS:
+            continue
+        for root in (vcpu.root, *cached):
+            page = vm.books.live.get(sptes.page_id(root.hpa)) if root.hpa not in (INVALID_ROOT, DUMMY_ROOT) else None
+            if page is not None and page.invalid:
+                yield f"I18: vCPU {vcpu.index} keeps the obsolete {page!r} and no request is pending"

@@ -1,0 +1,152 @@
+"""Page faults: the guest walk, then the shadow path, under the lock, down to one leaf (C.4; ``docs/machine.md`` §7)."""
+
+from dataclasses import dataclass
+
+from .constants import (
+    ACC_U,
+    ACC_W,
+    ACC_X,
+    DUMMY_ROOT,
+    INDEX,
+    PAGE_SHIFT,
+    PF_P,
+    REQ_FREE_OBSOLETE_ROOTS,
+)
+from .leaf import FaultResult, set_spte
+from .lookup import get_child, link
+from .pages import ShadowPage
+from .permissions import Access
+from .sync import sync_children
+from .vcpu import Vcpu
+from .vm import SharedState
+from .walk import GuestWalk, entry_gpa, walk
+
+
+@dataclass(frozen=True, slots=True)
+class GuestFault:
+    """The guest's own tables refuse the access: #PF with this error code."""
+
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mmio:
+    """The access reaches a frame in no memslot."""
+
+    gfn: int
+
+
+@dataclass(frozen=True, slots=True)
+class Emulate:
+    """The access writes to a guest table that may not be written: the instruction is emulated."""
+
+    gfn: int
+
+
+Resolution = FaultResult | GuestFault | Mmio | Emulate
+
+
+def handle_page_fault(vm: SharedState, vcpu: Vcpu, gva: int, access: Access, code: int) -> Resolution:
+    """Resolve one exit of the hardware walk; ``code`` is its error code. RETRY, FIXED and SPURIOUS try the access again."""
+    counters = vcpu.counters
+    counters["pf_taken"] += 1
+    guest = walk(vm.memory, vcpu.context, vcpu.registers.cr3, gva, access)
+    if isinstance(guest, int):
+        counters["pf_guest"] += 1
+        return GuestFault(guest)
+    if access.write and code & PF_P and guest.gfn in vm.books.write_track:
+        _clear_flooding_on_path(vm, vcpu, gva)
+        counters["pf_emulate"] += 1
+        return Emulate(guest.gfn)
+    if not vm.memory.has(guest.gfn):
+        counters["mmio_exits"] += 1
+        return Mmio(guest.gfn)
+    pte_access = _access_without_write_protect(vcpu, guest.access, access)
+    with vm.lock.take(vcpu, "fault"):
+        result = _map(vm, vcpu, gva, guest._replace(access=pte_access), write=access.write)
+    if result is FaultResult.FIXED:
+        counters["pf_fixed"] += 1
+    elif result is FaultResult.SPURIOUS:
+        counters["pf_spurious"] += 1
+    elif result is FaultResult.EMULATE:
+        counters["pf_emulate"] += 1
+        return Emulate(guest.gfn)
+    return result
+
+
+def _clear_flooding_on_path(vm: SharedState, vcpu: Vcpu, gva: int) -> None:
+    """Zero the flooding count of the pages that the access goes through: they are in use as tables (no lock)."""
+    if vcpu.root.hpa == DUMMY_ROOT:
+        return
+    page: ShadowPage | None = vm.books.page_at(vcpu.root.hpa)
+    while page is not None:
+        page.flooding = 0
+        page = vm.books.child(page, _index(gva, page.level)) if page.level > 1 else None
+
+
+def _access_without_write_protect(vcpu: Vcpu, acc: int, access: Access) -> int:
+    """Rights of a leaf that a supervisor writes with CR0.WP=0 (B.5).
+
+    The hardware has no "writable for the supervisor only": the page becomes a supervisor page, not executable under SMEP.
+    """
+    context = vcpu.context
+    if not access.write or access.user or acc & ACC_W or context.wp:
+        return acc
+    acc = (acc | ACC_W) & ~ACC_U
+    return acc & ~ACC_X if context.smep else acc
+
+
+def _map(vm: SharedState, vcpu: Vcpu, gva: int, guest: GuestWalk, *, write: bool) -> FaultResult:
+    """Build the shadow path of a successful guest walk (KVM: fetch)."""
+    if vcpu.root.hpa == DUMMY_ROOT:
+        vcpu.requests |= REQ_FREE_OBSOLETE_ROOTS
+        return FaultResult.RETRY
+    page = vm.books.page_at(vcpu.root.hpa)
+    if page.invalid or _gpte_changed(vm, guest, gva, page.level):
+        return FaultResult.RETRY
+    while page.level > guest.level:
+        page.flooding = 0
+        index, below = _index(gva, page.level), page.level - 1
+        table, rights = guest.table_gfn[below], guest.parent_access[below]
+        child = get_child(vm, vcpu, page, index, gfn=table, direct=False, access=rights)
+        if child is not None and child.unsync_children:
+            # The guest need not flush after non-present -> present: stale entries must not come into reach (E142, F-14).
+            sync_children(vm, vcpu, child)
+        # The table is write-protected or unsync-tracked from here on: what it holds now counts.
+        if _gpte_changed(vm, guest, gva, below):
+            return FaultResult.RETRY
+        page = _descend(vm, vcpu, page, index, child)
+    while page.level > 1:
+        # A large guest leaf over 4 KiB host pages: direct pages split it (E132).
+        page.flooding = 0
+        index = _index(gva, page.level)
+        linked = vm.books.child(page, index)
+        if linked is not None and linked.direct and linked.access != guest.access:
+            vm.books.drop_link(page, index)  # validate_direct_spte (E133)
+            vm.remote_flush(vcpu)
+        base = guest.gfn & ~((1 << 9 * (page.level - 1)) - 1)
+        child = get_child(vm, vcpu, page, index, gfn=base, direct=True, access=guest.access)
+        page = _descend(vm, vcpu, page, index, child)
+    return set_spte(vm, vcpu, page, _index(gva, 1), access=guest.access, gfn=guest.gfn, write_fault=write)
+
+
+def _descend(vm: SharedState, vcpu: Vcpu, page: ShadowPage, index: int, child: ShadowPage | None) -> ShadowPage:
+    """Link a child that is not linked yet, and go down to it."""
+    if child is None:
+        child = vm.books.child(page, index)
+        assert child is not None
+    else:
+        link(vm, vcpu, page, index, child)
+    return child
+
+
+def _gpte_changed(vm: SharedState, guest: GuestWalk, gva: int, level: int) -> bool:
+    """Whether an entry that the walk used holds something else by now."""
+    return vm.memory.word(entry_gpa(guest.table_gfn[level], gva, level)) != guest.gptes[level]
+
+
+def _index(gva: int, level: int) -> int:
+    return gva >> (3 + 9 * level) & INDEX
+
+
+assert PAGE_SHIFT == 3 + 9

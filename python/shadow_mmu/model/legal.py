@@ -1,0 +1,277 @@
+"""Which translations an access may use: the oracle of D.5, which knows no shadow pages.
+
+A translation is legal if **each** entry it uses held the value that it is used with at some instant since this vCPU last
+invalidated the page, or everything. Different levels may come from different instants, because processors cache upper-level
+entries. An entry that is not present is never cached, so a fault is judged by the tables as they are now.
+
+Entries are compared modulo their A and D bits: the walker sets those when it will, and no translation depends on them.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from . import constants as c
+from .memory import GuestMemory
+from .ops import GP, MMIO, OK, PAGE_FAULT, OpTuple, Outcome
+from .permissions import (
+    Access,
+    Context,
+    access_code,
+    gpte_access,
+    has_reserved_bits,
+    is_denied,
+    make_access,
+    make_context,
+)
+from .registers import Registers, Written, set_cr0, set_cr4, set_efer
+
+_AD = c.GPTE_A | c.GPTE_D
+_ACCESSES = (c.READ, c.WRITE, c.FETCH, c.LOAD, c.STORE)
+_PAGE_AD = int.from_bytes(_AD.to_bytes(8, "little") * c.ENTRIES, "little")
+
+
+class _VcpuView:
+    """What the oracle knows of one vCPU: its registers and when it invalidated what."""
+
+    __slots__ = ("context", "everything", "maxphyaddr", "pages", "registers")
+
+    def __init__(self, maxphyaddr: int) -> None:
+        self.maxphyaddr = maxphyaddr
+        self.everything = 0
+        """Time of the last invalidation of the whole context."""
+        self.pages: dict[int, int] = {}
+        """Time of the last invalidation of single pages since then."""
+        self.set_registers(Registers())
+
+    def set_registers(self, registers: Registers) -> None:
+        self.registers = registers
+        self.context: Context = make_context(registers, self.maxphyaddr)
+
+    def invalidate_everything(self, now: int) -> None:
+        self.everything = now
+        self.pages.clear()
+
+    def since(self, gva: int) -> int:
+        return self.pages.get(gva >> c.PAGE_SHIFT, self.everything)
+
+    def is_canonical(self, gva: int) -> bool:
+        top = gva >> (56 if self.context.levels == 5 else 47)
+        return top in (0, (1 << 64 - (56 if self.context.levels == 5 else 47)) - 1)
+
+
+class _Search(NamedTuple):
+    """One access whose legal targets are looked for."""
+
+    view: _VcpuView
+    gva: int
+    access: Access
+    since: int
+
+
+class LegalTranslations:
+    """The legal translations of every vCPU, kept up to date by telling the oracle each operation and its outcome.
+
+    Parameters
+    ----------
+    slots : iterable of (gpa, bytes)
+        The memslots.
+    vcpus : int
+        How many vCPUs.
+    maxphyaddr : int
+        Width of guest-physical addresses.
+
+    Examples
+    --------
+    >>> oracle = LegalTranslations([(0, 0x10000)], vcpus=1)
+    >>> for table, entry in ((0x1000, 0x2007), (0x2000, 0x3007), (0x3000, 0x4007), (0x4000, 0x5007)):
+    ...     oracle.host_write(table, entry.to_bytes(8, "little"))
+    >>> oracle.observe((c.WRITE_CR3, 0, 0, 0, 0x1000, 0, 0), Outcome(OK))
+    >>> [hex(gpa) for gpa in oracle.legal(0, 0x123, c.READ, 0)]
+    ['0x5123']
+    >>> oracle.fault(0, 0x1000, c.WRITE, 0)
+    2
+
+    """
+
+    def __init__(self, slots: Iterable[tuple[int, int]], vcpus: int, maxphyaddr: int = 46) -> None:
+        self._memory = GuestMemory(slots, 1 << maxphyaddr)
+        self._vcpus = [_VcpuView(maxphyaddr) for _ in range(vcpus)]
+        self._clock = 0
+        self._history: dict[int, list[tuple[int, int]]] = {}
+        """Former values of each word: (when it was replaced, value), oldest first."""
+
+    def add_memslot(self, gpa: int, length: int) -> None:
+        """Take note of a new memslot."""
+        self._memory.add_slot(gpa, length)
+
+    def host_write(self, gpa: int, data: bytes) -> None:
+        """Take note of a hypervisor-side write."""
+        self._clock += 1
+        for at, word in list(self._memory.words_of(gpa, data)):
+            self._set_word(at, word)
+
+    def observe(self, op: OpTuple, outcome: Outcome, pages: object | None = None) -> None:
+        """Take note of an operation that ended with ``outcome``; ``pages`` as for :meth:`.Machine.execute`."""
+        kind, flags, index, aux, addr, value, _ = op
+        self._clock += 1
+        vcpu = self._vcpus[index]
+        if outcome.code == PAGE_FAULT:
+            if outcome.error & c.PF_P and not outcome.error & c.PF_RSVD:
+                vcpu.pages[addr >> c.PAGE_SHIFT] = self._clock  # a fault evicts the entry (E070)
+            return
+        if outcome.code != OK:
+            return
+        if kind == c.STORE:
+            self._store(outcome.value, value, aux)
+        elif kind == c.HOST_STORE:
+            self._set_word(addr, value)
+        elif kind == c.HOST_PAGE:
+            view = memoryview(pages).cast("B")  # type: ignore[arg-type]  # any buffer
+            row = bytes(view[aux * c.PAGE_SIZE : (aux + 1) * c.PAGE_SIZE])
+            for at, word in list(self._memory.words_of(addr, row)):
+                self._set_word(at, word)
+        elif kind == c.INVLPG:
+            if vcpu.is_canonical(addr):
+                vcpu.pages[addr >> c.PAGE_SHIFT] = self._clock
+        elif kind in (c.WRITE_CR0, c.WRITE_CR3, c.WRITE_CR4, c.WRITE_EFER):
+            self._write_register(vcpu, kind, addr, host=bool(flags & c.FLAG_HOST))
+
+    def _write_register(self, vcpu: _VcpuView, kind: int, value: int, *, host: bool) -> None:
+        old = vcpu.registers
+        written: Written | None
+        if kind == c.WRITE_CR3:
+            cr3 = value & ~c.CR3_BIT63
+            written = Written(Registers(old.cr0, cr3, old.cr4, old.efer), reset_context=bool(old.levels))
+        elif kind == c.WRITE_CR0:
+            written = set_cr0(old, value, host=host)
+        elif kind == c.WRITE_CR4:
+            written = set_cr4(old, value, host=host)
+        else:
+            written = set_efer(old, value, host=host)
+        assert written is not None, "a register write that ended well is legal"
+        vcpu.set_registers(written.registers)
+        if written.reset_context or written.requests:
+            vcpu.invalidate_everything(self._clock)
+
+    def _store(self, gpa: int, value: int, size: int) -> None:
+        """Take note of a guest store; A and D bits of the words are not known, and not wanted."""
+        for at in {gpa & ~7, gpa + size - 1 & ~7}:
+            first, last = max(gpa, at), min(gpa + size, at + 8)
+            mask = ((1 << (last - first) * 8) - 1) << (first - at) * 8
+            part = value >> (first - gpa) * 8 << (first - at) * 8
+            self._set_word(at, self._memory.word(at) & ~mask | part & mask)
+
+    def _set_word(self, gpa: int, word: int) -> None:
+        old, new = self._memory.word(gpa), word & ~_AD
+        if old == new:
+            return
+        floor = min(vcpu.everything for vcpu in self._vcpus)
+        kept = [entry for entry in self._history.get(gpa, ()) if entry[0] > floor]
+        self._history[gpa] = [*kept, (self._clock, old)]
+        self._memory.set_word(gpa, new)
+
+    def _values(self, gpa: int, since: int) -> set[int]:
+        """Return the values, modulo A and D, that a word held at some instant from ``since`` on."""
+        values = {value for until, value in self._history.get(gpa, ()) if until > since}
+        values.add(self._memory.word(gpa))
+        return values
+
+    def legal(self, vcpu: int, gva: int, kind: int, flags: int) -> set[int]:
+        """Return the gpas that an access may reach without a fault.
+
+        Parameters
+        ----------
+        vcpu : int
+            Which vCPU.
+        gva : int
+            The address.
+        kind, flags : int
+            As in an operation: READ, WRITE, FETCH, LOAD or STORE; USER, AC, IMPLICIT.
+
+        """
+        view = self._vcpus[vcpu]
+        if not view.is_canonical(gva):
+            return set()
+        access = make_access(kind, flags)
+        if view.context.smap and not view.context.wp:
+            # A supervisor write under CR0.WP=0 makes the shadow entry a supervisor page, which SMAP lets through (B.5).
+            access = access._replace(override=True)
+        root = (view.registers.cr3 & c.PFN_MASK) >> c.PAGE_SHIFT
+        search = _Search(view, gva, access, view.since(gva))
+        frames = set(self._reach(search, view.context.levels, root, c.ACC_ALL))
+        return {gfn << c.PAGE_SHIFT | gva & c.PAGE_OFFSET for gfn in frames if self._memory.has(gfn)}
+
+    def _reach(self, search: _Search, level: int, table: int, acc: int) -> Iterator[int]:
+        """Give the target frames over every value that each entry on the way may be cached with."""
+        if not self._memory.has(table):
+            return
+        context, gva = search.view.context, search.gva
+        index = gva >> 9 * level + 3 & c.INDEX
+        for gpte in self._values(table << c.PAGE_SHIFT | index << 3, search.since):
+            if not gpte & c.GPTE_P or has_reserved_bits(context, gpte, level):
+                continue
+            rights = acc & gpte_access(gpte)
+            frame = (gpte & c.PFN_MASK) >> c.PAGE_SHIFT
+            if level > 1 and not (level < 4 and gpte & c.GPTE_PS):
+                yield from self._reach(search, level - 1, frame, rights)
+            elif not is_denied(context, rights, search.access):
+                inside = (1 << 9 * (level - 1)) - 1
+                yield frame & ~inside | gva >> c.PAGE_SHIFT & inside
+
+    def fault(self, vcpu: int, gva: int, kind: int, flags: int) -> int | None:
+        """Return the error code that a walk of the tables as they are now ends with; ``None`` if it reaches a frame."""
+        return self._walk_now(vcpu, gva, kind, flags)[0]
+
+    def _walk_now(self, vcpu: int, gva: int, kind: int, flags: int) -> tuple[int | None, int]:
+        """Walk the tables as they are: (error code, 0) or (none, target frame)."""
+        view = self._vcpus[vcpu]
+        context, access = view.context, make_access(kind, flags)
+        code = access_code(access)
+        if access.fetch and not context.nx and not context.smep:
+            code ^= c.PF_F
+        frame, acc = (view.registers.cr3 & c.PFN_MASK) >> c.PAGE_SHIFT, c.ACC_ALL
+        for level in range(context.levels, 0, -1):
+            if not self._memory.has(frame):
+                return code, 0
+            gpte = self._memory.word(frame << c.PAGE_SHIFT | (gva >> 9 * level + 3 & c.INDEX) << 3)
+            if not gpte & c.GPTE_P:
+                return code, 0
+            if has_reserved_bits(context, gpte, level):
+                return code | c.PF_P | c.PF_RSVD, 0
+            acc &= gpte_access(gpte)
+            frame = (gpte & c.PFN_MASK) >> c.PAGE_SHIFT
+            if level == 1 or (level < 4 and gpte & c.GPTE_PS):
+                inside = (1 << 9 * (level - 1)) - 1
+                frame = frame & ~inside | gva >> c.PAGE_SHIFT & inside
+                break
+        return (code | c.PF_P, 0) if is_denied(context, acc, access) else (None, frame)
+
+    def judge(self, op: OpTuple, outcome: Outcome) -> str | None:
+        """Say what is wrong with the outcome of a guest access that is not observed yet; ``None`` if nothing is."""
+        kind, flags, vcpu, aux, gva, _, _ = op
+        if kind not in _ACCESSES:
+            return None
+        if outcome.code == GP:
+            return "#GP at a canonical address" if self._vcpus[vcpu].is_canonical(gva) else None
+        if outcome.code == OK:
+            legal = self.legal(vcpu, gva, kind, flags)
+            if kind == c.LOAD:
+                values = {self._comparable(gpa, self._memory.load(gpa, aux), aux) for gpa in legal}
+                got = {self._comparable(gpa, outcome.value, aux) for gpa in legal}
+                return None if values & got else f"loaded {outcome.value:#x}, not what the legal {sorted(legal)} hold"
+            return None if outcome.value in legal else f"reached {outcome.value:#x}: legal are {[*map(hex, legal)]}"
+        code, frame = self._walk_now(vcpu, gva, kind, flags)
+        if outcome.code == PAGE_FAULT:
+            right = code == outcome.error and outcome.value == gva
+            return None if right else f"fault {outcome.error:#x} at {outcome.value:#x}: a walk gives {code}"
+        if outcome.code == MMIO:
+            right = code is None and not self._memory.has(frame)
+            right = right and outcome.value == frame << c.PAGE_SHIFT | gva & c.PAGE_OFFSET
+            return None if right else f"MMIO at {outcome.value:#x}: a walk gives {code}, frame {frame:#x}"
+        root = (self._vcpus[vcpu].registers.cr3 & c.PFN_MASK) >> c.PAGE_SHIFT
+        return "a triple fault with the root in memory" if self._memory.has(root) else None
+
+    @staticmethod
+    def _comparable(gpa: int, value: int, size: int) -> int:
+        """Return a loaded value without the bits that may be A and D of an entry."""
+        return value & ~(_PAGE_AD >> (gpa & c.PAGE_OFFSET) * 8) & ((1 << size * 8) - 1)

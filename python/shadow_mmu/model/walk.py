@@ -1,0 +1,107 @@
+"""The guest page-table walk (B.2 for 4- and 5-level paging); comments give the step numbers of B.2."""
+
+from typing import NamedTuple
+
+from .constants import (
+    ACC_ALL,
+    ACC_W,
+    GPTE_A,
+    GPTE_D,
+    GPTE_P,
+    GPTE_PS,
+    INDEX,
+    PAGE_SHIFT,
+    PF_F,
+    PF_P,
+    PF_RSVD,
+    PFN_MASK,
+)
+from .memory import GuestMemory
+from .permissions import Access, Context, access_code, gpte_access, has_reserved_bits, is_denied
+
+
+class GuestWalk(NamedTuple):
+    """A walk that reached its leaf."""
+
+    level: int
+    """Level of the leaf entry: 1, 2 or 3."""
+    gfn: int
+    """Target frame, the in-page frame of a large leaf added."""
+    access: int
+    """ACC bits of the leaf; W dropped if the access is no write and D is clear."""
+    parent_access: dict[int, int]
+    """By level: the rights accumulated over the entries above that level's table."""
+    table_gfn: dict[int, int]
+    """By level: the frame of the table."""
+    gptes: dict[int, int]
+    """By level: the raw entry, after A and D were set."""
+
+
+def entry_gpa(table_gfn: int, gva: int, level: int) -> int:
+    """Return the gpa of the entry that maps ``gva`` in a table of this level."""
+    return table_gfn << PAGE_SHIFT | (gva >> (3 + 9 * level) & INDEX) << 3
+
+
+def is_leaf(gpte: int, level: int) -> bool:
+    """Whether a present entry maps a page: always at level 1, where bit 7 is PAT; by bit 7 at levels 2 and 3 (F-30)."""
+    return level == 1 or (level <= 3 and bool(gpte & GPTE_PS))
+
+
+def leaf_gfn(gpte: int, gva: int, level: int) -> int:
+    """Return the target frame of a leaf: its base masked to the level, plus the in-page frame of ``gva``."""
+    frames = (1 << 9 * (level - 1)) - 1
+    return (gpte & PFN_MASK) >> PAGE_SHIFT & ~frames | gva >> PAGE_SHIFT & frames
+
+
+def walk(memory: GuestMemory, context: Context, cr3: int, gva: int, access: Access) -> GuestWalk | int:
+    """Walk the guest's tables for one access; a page fault is returned as its error code.
+
+    A and D bits are written only after every check has passed (step 11): a walk that faults writes nothing.
+    """
+    # Step 1. The failure code carries W and U, and F only where the processor defines it.
+    code = access_code(access)
+    if access.fetch and not (context.nx or context.smep):
+        code &= ~PF_F
+    level = context.levels
+    gfn = (cr3 & PFN_MASK) >> PAGE_SHIFT
+    acc = ACC_ALL
+    parent_access: dict[int, int] = {}
+    table_gfn: dict[int, int] = {}
+    gptes: dict[int, int] = {}
+    while True:
+        # Step 2. A table in no memslot is a not-present style fault.
+        if not memory.has(gfn):
+            return code
+        gpte = memory.word(entry_gpa(gfn, gva, level))
+        table_gfn[level], gptes[level], parent_access[level] = gfn, gpte, acc
+        # Step 4.
+        if not gpte & GPTE_P:
+            return code
+        if has_reserved_bits(context, gpte, level):
+            return code | PF_P | PF_RSVD
+        acc &= gpte_access(gpte)  # step 3
+        if is_leaf(gpte, level):  # step 5
+            break
+        gfn = (gpte & PFN_MASK) >> PAGE_SHIFT
+        level -= 1
+    if is_denied(context, acc, access):  # step 6
+        return code | PF_P
+    target = leaf_gfn(gpte, gva, level)  # step 7
+    if not access.write and not gpte & GPTE_D:  # step 9
+        acc &= ~ACC_W
+    # Step 10, from the top level down to the leaf.
+    for at in range(context.levels, level - 1, -1):
+        want = gptes[at] | GPTE_A | (GPTE_D if access.write and at == level else 0)
+        if want != gptes[at]:
+            compare_exchange(memory, entry_gpa(table_gfn[at], gva, at), gptes[at], want)
+            gptes[at] = want
+    return GuestWalk(level, target, acc, parent_access, table_gfn, gptes)
+
+
+def compare_exchange(memory: GuestMemory, gpa: int, old: int, new: int) -> None:
+    """Set A or D in an entry, if it still holds what the walk read (E105).
+
+    Nothing runs beside the model, so it always does; where others run, a changed entry restarts the walk.
+    """
+    assert memory.word(gpa) == old, f"gpte at {gpa:#x} changed during a walk"
+    memory.set_word(gpa, new)
