@@ -52,7 +52,7 @@ def refuse_without_paging(vcpu: Vcpu) -> None:
 
 
 def access(
-    vm: SharedState, vcpu: Vcpu, gva: int, kind: int, flags: int, value: int = 0, size: int = 0
+    vm: SharedState, vcpu: Vcpu, gva: int, kind: int, flags: int, *, value: int = 0, size: int = 0
 ) -> int | Outcome:
     """Make one guest access: the gpa that it reached, or how else it ended.
 
@@ -83,9 +83,9 @@ def access(
     rights = vcpu.rights_of(WRITE if kind == STORE else kind, flags)
     page = gva >> PAGE_SHIFT
     for _ in range(MAX_TRIES):
-        if vcpu.requests or vcpu.root.hpa == INVALID_ROOT or vcpu.cr3_unsettled is not None:
-            if not enter_guest(vm, vcpu):
-                return SHUT_DOWN
+        pending = vcpu.requests or vcpu.root.hpa == INVALID_ROOT or vcpu.cr3_unsettled is not None
+        if pending and not enter_guest(vm, vcpu):
+            return SHUT_DOWN
         spte = vcpu.tlb.entries.get(page, 0)
         if spte & rights.need != rights.need or spte & rights.forbid:
             if spte:

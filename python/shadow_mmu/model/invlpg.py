@@ -2,7 +2,6 @@
 
 from .constants import GPTE_A, GPTE_P, INDEX, PAGE_SHIFT, PFN_MASK
 from .leaf import set_spte
-from .pages import ShadowPage
 from .permissions import has_reserved_bits, leaf_access
 from .roots import has_page
 from .sync import SpteSync, sync_spte
@@ -26,12 +25,14 @@ def invalidate_address(vm: SharedState, vcpu: Vcpu, root: Root, gva: int) -> Non
     if not has_page(root):
         return
     with vm.lock.take(vcpu, "invlpg"):
-        page: ShadowPage | None = vm.books.page_at(root.hpa)
-        while page is not None:
-            index = gva >> (3 + 9 * page.level) & INDEX
-            if page.unsync and sync_spte(vm, vcpu, page, index) is SpteSync.FLUSH:
-                vm.remote_flush(vcpu)
-            page = vm.books.child(page, index) if page.unsync_children else None
+        page = vm.books.page_at(root.hpa)
+        while page.unsync_children:
+            child = vm.books.child(page, gva >> (3 + 9 * page.level) & INDEX)
+            if child is None:
+                return
+            page = child
+        if page.unsync and sync_spte(vm, vcpu, page, gva >> PAGE_SHIFT & INDEX) is SpteSync.FLUSH:
+            vm.remote_flush(vcpu)
 
 
 def _zap_and_refill(vm: SharedState, vcpu: Vcpu, gva: int) -> None:
@@ -39,10 +40,13 @@ def _zap_and_refill(vm: SharedState, vcpu: Vcpu, gva: int) -> None:
     if not has_page(vcpu.root):
         return
     with vm.lock.take(vcpu, "invlpg"):
-        page: ShadowPage | None = vm.books.page_at(vcpu.root.hpa)
-        while page is not None and page.level > 1:
-            page = vm.books.child(page, gva >> (3 + 9 * page.level) & INDEX) if page.unsync_children else None
-        if page is None or not page.unsync:
+        page = vm.books.page_at(vcpu.root.hpa)
+        while page.unsync_children:
+            child = vm.books.child(page, gva >> (3 + 9 * page.level) & INDEX)
+            if child is None:
+                return
+            page = child
+        if not page.unsync:
             return
         index = gva >> PAGE_SHIFT & INDEX
         if vm.books.drop_entry(page, index):

@@ -8,6 +8,7 @@ Entries are compared modulo their A and D bits: the walker sets those when it wi
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from . import constants as c
@@ -33,7 +34,7 @@ _PAGE_AD = int.from_bytes(_AD.to_bytes(8, "little") * c.ENTRIES, "little")
 class _VcpuView:
     """What the oracle knows of one vCPU: its registers and when it invalidated what."""
 
-    __slots__ = ("context", "everything", "maxphyaddr", "pages", "registers")
+    __slots__ = ("context", "everything", "maxphyaddr", "pages", "registers", "shadow_context", "was_outside")
 
     def __init__(self, maxphyaddr: int) -> None:
         self.maxphyaddr = maxphyaddr
@@ -41,11 +42,18 @@ class _VcpuView:
         """Time of the last invalidation of the whole context."""
         self.pages: dict[int, int] = {}
         """Time of the last invalidation of single pages since then."""
+        self.was_outside = False
+        """Some CR3 was outside memory: the vCPU may have shut down over it (E015)."""
         self.set_registers(Registers())
 
     def set_registers(self, registers: Registers) -> None:
         self.registers = registers
         self.context: Context = make_context(registers, self.maxphyaddr)
+        # Two rights that KVM's shadow entries cannot express. EFER.NX is not in the role (efer_nx is always 1, C.1), so an
+        # entry with bit 63 that was made under NX=1 stays when the bit becomes reserved. And a supervisor write under
+        # CR0.WP=0 makes its entry a supervisor page, which SMAP lets through (B.5).
+        shadow = make_context(replace(registers, efer=registers.efer | c.EFER_NXE), self.maxphyaddr)
+        self.shadow_context = replace(shadow, smap=shadow.smap and shadow.wp)
 
     def invalidate_everything(self, now: int) -> None:
         self.everything = now
@@ -150,6 +158,7 @@ class LegalTranslations:
             written = set_efer(old, value, host=host)
         assert written is not None, "a register write that ended well is legal"
         vcpu.set_registers(written.registers)
+        vcpu.was_outside |= not self._memory.has((written.registers.cr3 & c.PFN_MASK) >> c.PAGE_SHIFT)
         if written.reset_context or written.requests:
             vcpu.invalidate_everything(self._clock)
 
@@ -192,12 +201,8 @@ class LegalTranslations:
         view = self._vcpus[vcpu]
         if not view.is_canonical(gva):
             return set()
-        access = make_access(kind, flags)
-        if view.context.smap and not view.context.wp:
-            # A supervisor write under CR0.WP=0 makes the shadow entry a supervisor page, which SMAP lets through (B.5).
-            access = access._replace(override=True)
         root = (view.registers.cr3 & c.PFN_MASK) >> c.PAGE_SHIFT
-        search = _Search(view, gva, access, view.since(gva))
+        search = _Search(view, gva, make_access(kind, flags), view.since(gva))
         frames = set(self._reach(search, view.context.levels, root, c.ACC_ALL))
         return {gfn << c.PAGE_SHIFT | gva & c.PAGE_OFFSET for gfn in frames if self._memory.has(gfn)}
 
@@ -205,7 +210,7 @@ class LegalTranslations:
         """Give the target frames over every value that each entry on the way may be cached with."""
         if not self._memory.has(table):
             return
-        context, gva = search.view.context, search.gva
+        context, gva = search.view.shadow_context, search.gva
         index = gva >> 9 * level + 3 & c.INDEX
         for gpte in self._values(table << c.PAGE_SHIFT | index << 3, search.since):
             if not gpte & c.GPTE_P or has_reserved_bits(context, gpte, level):
@@ -268,8 +273,7 @@ class LegalTranslations:
             right = code is None and not self._memory.has(frame)
             right = right and outcome.value == frame << c.PAGE_SHIFT | gva & c.PAGE_OFFSET
             return None if right else f"MMIO at {outcome.value:#x}: a walk gives {code}, frame {frame:#x}"
-        root = (self._vcpus[vcpu].registers.cr3 & c.PFN_MASK) >> c.PAGE_SHIFT
-        return "a triple fault with the root in memory" if self._memory.has(root) else None
+        return None if self._vcpus[vcpu].was_outside else "a triple fault, and every root was in memory"
 
     @staticmethod
     def _comparable(gpa: int, value: int, size: int) -> int:

@@ -160,7 +160,7 @@ class Machine:
         if kind in _ACCESSES:
             if kind == c.STORE:
                 _check_operand(addr, aux)
-            reached = access(self.vm, vcpu, addr, kind, flags, value, aux)
+            reached = access(self.vm, vcpu, addr, kind, flags, value=value, size=aux)
             return Outcome(OK, reached) if isinstance(reached, int) else reached
         if kind == c.LOAD:
             return self._load(vcpu, addr, aux, flags)

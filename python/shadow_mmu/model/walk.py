@@ -56,8 +56,17 @@ def leaf_gfn(gpte: int, gva: int, level: int) -> int:
 def walk(memory: GuestMemory, context: Context, cr3: int, gva: int, access: Access) -> GuestWalk | int:
     """Walk the guest's tables for one access; a page fault is returned as its error code.
 
-    A and D bits are written only after every check has passed (step 11): a walk that faults writes nothing.
+    A and D bits are written only after every check has passed (step 11): a walk that faults writes nothing, unless it is the
+    restart of a walk whose compare-exchange failed.
     """
+    while True:
+        result = _walk_once(memory, context, cr3, gva, access)
+        if result is not None:
+            return result
+
+
+def _walk_once(memory: GuestMemory, context: Context, cr3: int, gva: int, access: Access) -> GuestWalk | int | None:
+    """Walk once; ``None`` if an entry changed between its reading and the setting of its A or D bit."""
     # Step 1. The failure code carries W and U, and F only where the processor defines it.
     code = access_code(access)
     if access.fetch and not (context.nx or context.smep):
@@ -93,15 +102,18 @@ def walk(memory: GuestMemory, context: Context, cr3: int, gva: int, access: Acce
     for at in range(context.levels, level - 1, -1):
         want = gptes[at] | GPTE_A | (GPTE_D if access.write and at == level else 0)
         if want != gptes[at]:
-            compare_exchange(memory, entry_gpa(table_gfn[at], gva, at), gptes[at], want)
+            if not compare_exchange(memory, entry_gpa(table_gfn[at], gva, at), gptes[at], want):
+                return None
             gptes[at] = want
     return GuestWalk(level, target, acc, parent_access, table_gfn, gptes)
 
 
-def compare_exchange(memory: GuestMemory, gpa: int, old: int, new: int) -> None:
-    """Set A or D in an entry, if it still holds what the walk read (E105).
+def compare_exchange(memory: GuestMemory, gpa: int, old: int, new: int) -> bool:
+    """Write an entry if it still holds what the walk read; false if it does not (E105).
 
-    Nothing runs beside the model, so it always does; where others run, a changed entry restarts the walk.
+    Nothing runs beside the model, and yet it can fail: a table that is its own child has one entry on the path twice.
     """
-    assert memory.word(gpa) == old, f"gpte at {gpa:#x} changed during a walk"
+    if memory.word(gpa) != old:
+        return False
     memory.set_word(gpa, new)
+    return True
