@@ -1,0 +1,215 @@
+//! What a machine is made of: memory, vCPUs, root policy.
+
+use core::{fmt, str::FromStr};
+
+use crate::{
+    addr::Gpa,
+    error::{Error, Result},
+};
+
+/// Most vCPUs a machine may have (KVM_MAX_VCPUS).
+pub const MAX_VCPUS: usize = 1024;
+/// Most previous roots (E032).
+pub const MAX_PREV_ROOTS: u8 = 16;
+/// End of the guest-physical space that memslots may use.
+pub const MAX_GPA: u64 = 1 << 46;
+/// Entries of the software TLB unless told otherwise: the size of a second-level TLB.
+pub const DEFAULT_TLB_ENTRIES: usize = 1536;
+/// Most entries of the software TLB.
+pub const MAX_TLB_ENTRIES: usize = 1 << 20;
+
+/// What becomes of the current root at a CR3 write.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Policy {
+    /// KVM before the 2018 patch: no cached root, every switch takes the mmu_lock three times.
+    Locked,
+    /// The 2018 patch "kvm: x86: Add fast CR3 switch code path": one previous root, its tag apart (A.1).
+    Seed,
+    /// The modern kernel with this many previous roots, 0..=16 (A.5 to A.7).
+    Lru(u8),
+}
+
+impl Policy {
+    /// Previous roots that a vCPU keeps.
+    pub const fn prev_roots(self) -> usize {
+        match self {
+            Policy::Locked => 0,
+            Policy::Seed => 1,
+            Policy::Lru(n) => n as usize,
+        }
+    }
+
+    /// Whether this is the modern kernel's root cache.
+    pub const fn is_lru(self) -> bool {
+        matches!(self, Policy::Lru(_))
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Policy::Locked => f.write_str("locked"),
+            Policy::Seed => f.write_str("seed"),
+            Policy::Lru(n) => write!(f, "lru:{n}"),
+        }
+    }
+}
+
+impl FromStr for Policy {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let lru = |digits: &str| {
+            digits.parse::<u8>().ok().filter(|&n| n <= MAX_PREV_ROOTS && digits.bytes().all(|b| b.is_ascii_digit()))
+        };
+        match text {
+            "locked" => Ok(Policy::Locked),
+            "seed" => Ok(Policy::Seed),
+            _ => text.strip_prefix("lru:").and_then(lru).map(Policy::Lru).ok_or_else(|| Error::Config {
+                what: "policy",
+                got: text.into(),
+                expected: "locked, seed, or lru:N with N = 0..16".into(),
+            }),
+        }
+    }
+}
+
+macro_rules! mutants {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// One rule of the MMU switched off, to prove that a test notices (cargo feature `mutants`).
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        pub enum Mutant {
+            /// Nothing is switched off.
+            #[default]
+            None,
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Mutant {
+            /// Every mutant with its name.
+            pub const ALL: &'static [(&'static str, Mutant)] = &[$(($text, Mutant::$name),)*];
+        }
+    };
+}
+
+mutants! {
+    /// A sync clears the flags and changes no entry.
+    SkipSync = "skip-sync",
+    /// INVLPG leaves the entry in the TLB.
+    InvlpgKeepsTlb = "invlpg-keeps-tlb",
+    /// A linked child is reused whatever its gfn (F-02).
+    ChildReuseIgnoresGfn = "child-reuse-ignores-gfn",
+    /// A linked child is reused whatever its role (F-03).
+    ChildReuseIgnoresRole = "child-reuse-ignores-role",
+    /// The walk keeps W although the guest's D is 0.
+    WalkKeepsWriteWhenClean = "walk-keeps-write-when-clean",
+    /// The sync keeps W although the guest's D is 0.
+    SyncKeepsWriteWhenClean = "sync-keeps-write-when-clean",
+    /// A trapped write to a table zaps no entry.
+    NoZapOnWrite = "no-zap-on-write",
+    /// A remote flush reaches nobody.
+    NoRemoteFlush = "no-remote-flush",
+    /// The 100th SPTE that a fault installs maps the neighbouring frame.
+    AlterOneSpte = "alter-one-spte",
+    /// A new parent of an unsync page is not marked (F-41).
+    LinkDoesNotMark = "link-does-not-mark",
+    /// A sync write-protects nothing.
+    SyncWithoutProtect = "sync-without-protect",
+}
+
+impl FromStr for Mutant {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text == "none" {
+            return Ok(Mutant::None);
+        }
+        Mutant::ALL.iter().find(|(name, _)| *name == text).map(|&(_, mutant)| mutant).ok_or_else(|| Error::Config {
+            what: "mutant",
+            got: text.into(),
+            expected: Mutant::ALL.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "),
+        })
+    }
+}
+
+/// Everything that is fixed when a machine is made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VmConfig {
+    /// Memslots: first gpa and size in bytes, both page aligned, not overlapping.
+    pub slots: Vec<(Gpa, u64)>,
+    /// Number of vCPUs, 1..=1024.
+    pub vcpus: usize,
+    /// What becomes of the current root at a CR3 write.
+    pub policy: Policy,
+    /// Entries of each vCPU's software TLB; 0 = every access walks the shadow tables.
+    pub tlb_entries: usize,
+    /// Physical address width, 36..=52: higher bits are reserved in entries and in CR3.
+    pub maxphyaddr: u8,
+    /// Record the event stream (docs/machine.md, 11).
+    pub trace: bool,
+    /// Time each hold of and wait for the mmu_lock.
+    pub lock_times: bool,
+    /// Time each CR3 write together with the requests and the load that it causes.
+    pub cr3_times: bool,
+    /// A rule to switch off; needs the cargo feature `mutants`.
+    pub mutant: Mutant,
+}
+
+impl Default for VmConfig {
+    fn default() -> Self {
+        Self {
+            slots: Vec::new(),
+            vcpus: 1,
+            policy: Policy::Lru(3),
+            tlb_entries: DEFAULT_TLB_ENTRIES,
+            maxphyaddr: 46,
+            trace: false,
+            lock_times: false,
+            cr3_times: false,
+            mutant: Mutant::None,
+        }
+    }
+}
+
+impl VmConfig {
+    /// Checks every value but the slots, which [`GuestMemory`](crate::memory::GuestMemory) checks as it adds them.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the parameter, the value and what is accepted.
+    pub fn validate(&self) -> Result<()> {
+        let range = |what: &'static str, got: u64, low: u64, high: u64| {
+            if (low..=high).contains(&got) {
+                Ok(())
+            } else {
+                Err(Error::Config { what, got: got.to_string(), expected: format!("{low}..={high}") })
+            }
+        };
+        range("vcpus", self.vcpus as u64, 1, MAX_VCPUS as u64)?;
+        range("prev_roots", self.policy.prev_roots() as u64, 0, u64::from(MAX_PREV_ROOTS))?;
+        range("tlb_entries", self.tlb_entries as u64, 0, MAX_TLB_ENTRIES as u64)?;
+        range("maxphyaddr", u64::from(self.maxphyaddr), 36, 52)?;
+        if self.mutant != Mutant::None && !cfg!(feature = "mutants") {
+            return Err(Error::Config {
+                what: "mutant",
+                got: format!("{:?}", self.mutant),
+                expected: "none (this build has no mutants)".into(),
+            });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn e032_policy_names_round_trip_and_bad_ones_say_what_is_accepted() {
+        for text in ["locked", "seed", "lru:0", "lru:3", "lru:16"] {
+            assert_eq!(text.parse::<Policy>().map(|p| p.to_string()).as_deref(), Ok(text));
+        }
+        for text in ["lru:17", "lru:-1", "lru:", "lru:+3", "lru:x", "", "LOCKED", "lru:999"] {
+            assert!(matches!(text.parse::<Policy>(), Err(Error::Config { .. })), "{text}");
+        }
+    }
+}

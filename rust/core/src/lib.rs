@@ -1,0 +1,91 @@
+//! KVM's x86 shadow MMU as a library.
+//!
+//! A guest that runs on shadow page tables never has its own tables walked by the hardware: the hypervisor
+//! builds *shadow pages* from them, and must notice every change. This crate is that machinery: guest memory,
+//! the guest page walk, shadow pages with roles, parent links and reverse maps, unsync pages and their sync,
+//! the `mmu_lock`, the root cache with its lock-free CR3 switch, and a software TLB per vCPU that stands for
+//! the hardware's.
+//!
+//! The exact behaviour is written down in `docs/machine.md`; ids such as `E001` or `C.5` in the comments are
+//! those of the semantics it restates (KVM v6.19).
+//!
+//! ```
+//! use shadow_mmu::{AccessFlags, AccessKind, Gpa, Gva, Outcome, Policy, Vm, VmConfig};
+//!
+//! let config = VmConfig { slots: vec![(Gpa::new(0), 2 << 20)], vcpus: 1, policy: Policy::Lru(3), ..VmConfig::default() };
+//! let vm = Vm::new(config)?;
+//! // PML4 at 0x1000 -> PDPT 0x2000 -> PD 0x3000 -> PT 0x4000 -> page 0x5000, each present, writable, user.
+//! for table in 1..5_u64 {
+//!     vm.host_write(Gpa::new(table << 12), &(((table + 1) << 12) | 7).to_le_bytes())?;
+//! }
+//! let mut cpu = vm.cpu(0)?;
+//! cpu.write_cr3(0x1000)?;
+//! let gpa = cpu.access(Gva::new(0x123), AccessKind::Read, AccessFlags::USER)?;
+//! assert_eq!(gpa, Outcome::Ok(0x5123));
+//! # Ok::<(), shadow_mmu::Error>(())
+//! ```
+//!
+//! # Layers
+//!
+//! A module uses its own layer and lower ones: L0 `addr access regs error config stats trace`;
+//! L1 `paging role spte`; L2 `memory shadow requests`; L3 `mmu`; L4 `vcpu`; L5 `vm op run replay state`.
+#![forbid(unsafe_code)]
+
+pub(crate) use shadow_mmu_sys::sync;
+
+pub mod requests;
+pub mod shadow;
+
+#[cfg(all(test, loom))]
+mod loom_tests;
+
+// Under loom only the protocol objects of `shadow::publish` and `requests` are built.
+#[cfg(not(loom))]
+pub mod access;
+#[cfg(not(loom))]
+pub mod addr;
+#[cfg(not(loom))]
+pub mod config;
+#[cfg(not(loom))]
+pub mod error;
+#[cfg(not(loom))]
+pub mod memory;
+#[cfg(not(loom))]
+pub mod mmu;
+#[cfg(not(loom))]
+pub mod op;
+#[cfg(not(loom))]
+pub mod paging;
+#[cfg(not(loom))]
+pub mod regs;
+#[cfg(not(loom))]
+pub mod replay;
+#[cfg(not(loom))]
+pub mod role;
+#[cfg(not(loom))]
+pub mod run;
+#[cfg(not(loom))]
+pub mod spte;
+#[cfg(not(loom))]
+pub mod state;
+#[cfg(not(loom))]
+pub mod stats;
+#[cfg(not(loom))]
+pub mod trace;
+#[cfg(not(loom))]
+pub mod vcpu;
+#[cfg(not(loom))]
+pub mod vm;
+
+#[cfg(not(loom))]
+pub use self::{
+    access::{Access, AccessFlags, AccessKind, FaultCode},
+    addr::{Gfn, Gpa, Gva, Hpa, Level, Pfn, SpId, SpteRef},
+    config::{Mutant, Policy, VmConfig},
+    error::Error,
+    op::{Op, OpKind, Outcome},
+    replay::{ReplayMode, ReplayOptions, ReplayReport, replay},
+    run::{Control, RunOptions, RunReport, run},
+    stats::{Counters, LockReason, Stats},
+    vm::{Cpu, Vm},
+};

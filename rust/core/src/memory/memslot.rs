@@ -1,0 +1,104 @@
+//! One memslot: its words and its per-frame side array.
+//!
+//! KVM: `struct kvm_memory_slot`.
+
+use core::fmt;
+
+use shadow_mmu_sys::mem;
+
+use crate::{
+    addr::{Gfn, Gpa, PAGE_SIZE},
+    error::{Error, Result},
+    sync::{AtomicU32, AtomicU64, Ordering},
+};
+
+/// A contiguous piece of guest memory.
+pub struct Memslot {
+    index: usize,
+    base: Gfn,
+    pages: u64,
+    words: Box<[AtomicU64]>,
+    /// Valid shadow pages above level 1 of each frame. Written under the mmu_lock, read by anyone as a hint.
+    write_track: Box<[AtomicU32]>,
+}
+
+impl fmt::Debug for Memslot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Memslot({} pages at {})", self.pages, self.base.gpa())
+    }
+}
+
+impl Memslot {
+    /// A zeroed slot, whose memory costs nothing until it is touched.
+    pub(super) fn new(index: usize, base: Gfn, pages: u64) -> Result<Self> {
+        let oom = || Error::OutOfMemory { what: "guest memory", bytes: pages.saturating_mul(PAGE_SIZE) };
+        let count = usize::try_from(pages).map_err(|_| oom())?;
+        let words = mem::zeroed_words(count.checked_mul(512).ok_or_else(oom)?).map_err(|_| oom())?;
+        let write_track = mem::zeroed_u32(count).map_err(|_| oom())?;
+        Ok(Self { index, base, pages, words, write_track })
+    }
+
+    /// Position among the slots.
+    pub const fn index(&self) -> usize {
+        self.index
+    }
+
+    /// First frame.
+    pub const fn base(&self) -> Gfn {
+        self.base
+    }
+
+    /// Number of frames.
+    pub const fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// The frame number after the last.
+    pub const fn end(&self) -> u64 {
+        self.base.get() + self.pages
+    }
+
+    /// Whether the slot has this frame.
+    #[inline]
+    pub const fn contains(&self, gfn: Gfn) -> bool {
+        gfn.get().wrapping_sub(self.base.get()) < self.pages
+    }
+
+    pub(super) const fn overlaps(&self, first: u64, pages: u64) -> bool {
+        first < self.end() && self.base.get() < first + pages
+    }
+
+    /// Index of a frame in this slot's arrays.
+    #[inline]
+    pub const fn frame(&self, gfn: Gfn) -> usize {
+        (gfn.get() - self.base.get()) as usize
+    }
+
+    /// The word that contains `gpa`, which is in this slot.
+    #[inline]
+    pub fn word(&self, gpa: Gpa) -> &AtomicU64 {
+        &self.words[((gpa.get() - self.base.gpa().get()) >> 3) as usize]
+    }
+
+    /// Whether the frame is write-tracked: some valid shadow page above level 1 shadows it.
+    #[inline]
+    pub fn is_write_tracked(&self, gfn: Gfn) -> bool {
+        // ORDERING(track-hint): only a hint without the lock; either answer leads to a correct path.
+        self.write_track[self.frame(gfn)].load(Ordering::Relaxed) != 0
+    }
+
+    /// The count of [`is_write_tracked`](Self::is_write_tracked).
+    pub fn write_track(&self, gfn: Gfn) -> u32 {
+        // ORDERING(track-hint): as above.
+        self.write_track[self.frame(gfn)].load(Ordering::Relaxed)
+    }
+
+    /// Changes the count. The caller holds the mmu_lock, so load and store suffice.
+    pub(crate) fn adjust_write_track(&self, gfn: Gfn, by: i32) {
+        let count = &self.write_track[self.frame(gfn)];
+        // ORDERING(track-hint): as above.
+        let now = count.load(Ordering::Relaxed).wrapping_add_signed(by);
+        // ORDERING(track-hint): as above.
+        count.store(now, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,265 @@
+//! Guest memory: words of memslots, read and written atomically by guest and host alike.
+//!
+//! Why plain atomics: docs/adr/001-guest-memory.md.
+
+mod memslot;
+
+use std::sync::OnceLock;
+
+pub use self::memslot::Memslot;
+use crate::{
+    addr::{Gfn, Gpa, PAGE_SIZE},
+    config::MAX_GPA,
+    error::{Error, Result},
+    paging::TableMemory,
+    sync::{AtomicU64, Ordering},
+};
+
+/// Most memslots (KVM long had 509).
+pub const MAX_SLOTS: usize = 512;
+
+/// All memslots. Slots are only ever added, so a reader needs no lock.
+#[derive(Debug)]
+pub struct GuestMemory {
+    slots: Box<[OnceLock<Memslot>]>,
+    limit: u64,
+}
+
+impl GuestMemory {
+    /// Memory with these slots, for a guest of this physical address width.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add); [`Error::Config`] for no slot at all.
+    pub fn new(slots: &[(Gpa, u64)], maxphyaddr: u8) -> Result<Self> {
+        if slots.is_empty() {
+            return Err(Error::Config { what: "slots", got: "none".into(), expected: "at least one memslot".into() });
+        }
+        let memory =
+            Self { slots: (0..MAX_SLOTS).map(|_| OnceLock::new()).collect(), limit: MAX_GPA.min(1 << maxphyaddr) };
+        for &(gpa, bytes) in slots {
+            memory.check(gpa, bytes)?;
+        }
+        for &(gpa, bytes) in slots {
+            memory.add(gpa, bytes)?;
+        }
+        Ok(memory)
+    }
+
+    fn check(&self, gpa: Gpa, bytes: u64) -> Result<()> {
+        let bad =
+            |what, expected: String| Err(Error::Config { what, got: format!("{gpa} + {bytes:#x} bytes"), expected });
+        if bytes == 0 || gpa.get() % PAGE_SIZE != 0 || bytes % PAGE_SIZE != 0 {
+            return bad("memslot", "a page-aligned start and a positive number of whole pages".into());
+        }
+        match gpa.get().checked_add(bytes) {
+            Some(end) if end <= self.limit => Ok(()),
+            _ => bad("memslot", format!("an end at or below {:#x}", self.limit)),
+        }
+    }
+
+    /// Adds a slot and returns its index. Its memory reads as zero.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a misaligned, empty, too high or overlapping slot or the 513th one;
+    /// [`Error::OutOfMemory`]. Nothing is changed then.
+    pub fn add(&self, gpa: Gpa, bytes: u64) -> Result<usize> {
+        self.check(gpa, bytes)?;
+        let first = gpa.gfn().get();
+        let pages = bytes / PAGE_SIZE;
+        if let Some(other) = self.iter().find(|slot| slot.overlaps(first, pages)) {
+            return Err(Error::Config {
+                what: "memslot",
+                got: format!("{gpa} + {bytes:#x} bytes"),
+                expected: format!("no overlap with the slot at {}", other.base().gpa()),
+            });
+        }
+        let index = self.iter().count();
+        let slot = Memslot::new(index, gpa.gfn(), pages)?;
+        match self.slots.get(index).map(|place| place.set(slot)) {
+            Some(Ok(())) => Ok(index),
+            _ => Err(Error::Config {
+                what: "memslots",
+                got: format!("{}", index + 1),
+                expected: format!("at most {MAX_SLOTS}"),
+            }),
+        }
+    }
+
+    /// The slots in the order in which they were added.
+    pub fn iter(&self) -> impl Iterator<Item = &Memslot> {
+        self.slots.iter().map_while(OnceLock::get)
+    }
+
+    /// The slot that has `gfn`.
+    #[inline]
+    pub fn slot(&self, gfn: Gfn) -> Option<&Memslot> {
+        for place in &self.slots {
+            let slot = place.get()?;
+            if slot.contains(gfn) {
+                return Some(slot);
+            }
+        }
+        None
+    }
+
+    /// The 8-byte word that contains `gpa`.
+    #[inline]
+    pub fn word(&self, gpa: Gpa) -> Option<&AtomicU64> {
+        self.slot(gpa.gfn()).map(|slot| slot.word(gpa))
+    }
+
+    /// Whether all of `len` bytes from `gpa` are in slots.
+    ///
+    /// # Errors
+    /// [`Error::NoSlot`] otherwise.
+    pub fn require(&self, gpa: Gpa, len: u64) -> Result<()> {
+        let missing = Error::NoSlot { gpa, len };
+        let Some(last) = gpa.get().checked_add(len.saturating_sub(1)) else { return Err(missing) };
+        let mut frame = gpa.gfn().get();
+        while frame <= last >> 12 {
+            match self.slot(Gfn::new(frame)) {
+                Some(slot) => frame = slot.end(),
+                None => return Err(missing),
+            }
+        }
+        Ok(())
+    }
+
+    /// Host-side read. Words are read one by one, each with Acquire.
+    ///
+    /// # Errors
+    /// [`Error::NoSlot`] if any byte is in no slot.
+    pub fn read(&self, gpa: Gpa, out: &mut [u8]) -> Result<()> {
+        self.require(gpa, out.len() as u64)?;
+        let mut at = gpa.get();
+        let mut rest = out;
+        while !rest.is_empty() {
+            let offset = (at & 7) as usize;
+            let take = rest.len().min(8 - offset);
+            let (now, later) = rest.split_at_mut(take);
+            let word = self.word(Gpa::new(at)).ok_or(Error::NoSlot { gpa: Gpa::new(at), len: take as u64 })?;
+            // ORDERING(guest-tso): the host sees what the guest stored before what it sees here.
+            now.copy_from_slice(&word.load(Ordering::Acquire).to_le_bytes()[offset..offset + take]);
+            at += take as u64;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Guest load of `size` bytes (1, 2, 4 or 8) inside one page.
+    #[inline]
+    pub fn load(&self, gpa: Gpa, size: u8) -> Option<u64> {
+        let slot = self.slot(gpa.gfn())?;
+        let offset = gpa.get() & 7;
+        // ORDERING(guest-tso): every x86 load is an acquire.
+        let low = slot.word(gpa).load(Ordering::Acquire);
+        let bits = u32::from(size) * 8;
+        let shift = offset as u32 * 8;
+        let mut value = low >> shift;
+        if shift + bits > 64 {
+            // ORDERING(guest-tso): as above; a misaligned access is two loads.
+            value |= slot.word(Gpa::new(gpa.get() + 8)).load(Ordering::Acquire) << (64 - shift);
+        }
+        Some(if bits == 64 { value } else { value & ((1 << bits) - 1) })
+    }
+
+    /// Guest store of `size` bytes (1, 2, 4 or 8) inside one page; false where no slot has it.
+    #[inline]
+    pub fn store(&self, gpa: Gpa, value: u64, size: u8) -> bool {
+        let Some(slot) = self.slot(gpa.gfn()) else { return false };
+        let bits = u32::from(size) * 8;
+        let shift = (gpa.get() & 7) as u32 * 8;
+        if bits == 64 && shift == 0 {
+            // ORDERING(guest-tso): every x86 store is a release.
+            slot.word(gpa).store(value, Ordering::Release);
+            return true;
+        }
+        let mask = if bits == 64 { u64::MAX } else { (1 << bits) - 1 };
+        merge(slot.word(gpa), mask << shift, value << shift);
+        if shift + bits > 64 {
+            let over = 64 - shift;
+            merge(slot.word(Gpa::new(gpa.get() + 8)), mask >> over, (value & mask) >> over);
+        }
+        true
+    }
+}
+
+/// Stores the bits of `mask`, leaving the others as they are.
+fn merge(word: &AtomicU64, mask: u64, value: u64) {
+    // ORDERING(guest-tso): a release like every store; the loop only keeps the neighbouring bytes.
+    let mut old = word.load(Ordering::Relaxed);
+    loop {
+        let new = (old & !mask) | (value & mask);
+        // ORDERING(guest-tso): see above.
+        match word.compare_exchange_weak(old, new, Ordering::Release, Ordering::Relaxed) {
+            Ok(_) => return,
+            Err(now) => old = now,
+        }
+    }
+}
+
+impl TableMemory for GuestMemory {
+    #[inline]
+    fn read_entry(&self, gpa: Gpa) -> Option<u64> {
+        // ORDERING(guest-tso): a walk sees tables in the order in which the guest wrote them.
+        self.word(gpa).map(|word| word.load(Ordering::Acquire))
+    }
+
+    #[inline]
+    fn update_entry(&self, gpa: Gpa, old: u64, new: u64) -> bool {
+        // ORDERING(guest-tso): A/D updates are locked operations on the hardware (E105).
+        self.word(gpa).is_some_and(|word| word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory() -> GuestMemory {
+        GuestMemory::new(&[(Gpa::new(0), 0x4000), (Gpa::new(0x10000), 0x1000)], 46).unwrap()
+    }
+
+    #[test]
+    fn loads_and_stores_of_every_size_and_offset_keep_their_neighbours() {
+        let memory = memory();
+        for size in [1_u8, 2, 4, 8] {
+            for offset in 0..16 {
+                for word in 0..4 {
+                    assert!(memory.store(Gpa::new(word * 8), 0x1111_1111_1111_1111, 8));
+                }
+                let value = 0xfedc_ba98_7654_3210 & if size == 8 { u64::MAX } else { (1 << (size * 8)) - 1 };
+                assert!(memory.store(Gpa::new(offset), value, size));
+                assert_eq!(memory.load(Gpa::new(offset), size), Some(value));
+                let mut bytes = [0; 32];
+                memory.read(Gpa::new(0), &mut bytes).unwrap();
+                let mut expected = [0x11_u8; 32];
+                expected[offset as usize..offset as usize + size as usize]
+                    .copy_from_slice(&value.to_le_bytes()[..size as usize]);
+                assert_eq!(bytes, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn ranges_outside_slots_are_refused_with_their_address() {
+        let memory = memory();
+        let mut out = [0; 16];
+        assert_eq!(memory.read(Gpa::new(0x3ff8), &mut out), Err(Error::NoSlot { gpa: Gpa::new(0x3ff8), len: 16 }));
+        assert!(memory.read(Gpa::new(u64::MAX), &mut out).is_err());
+        assert!(!memory.store(Gpa::new(0x4000), 1, 8));
+        assert_eq!(memory.load(Gpa::new(0x8000), 8), None);
+    }
+
+    #[test]
+    fn bad_slots_are_refused_and_change_nothing() {
+        let memory = memory();
+        for (gpa, bytes) in
+            [(1, 0x1000), (0x20000, 0), (0x20000, 7), (0x3000, 0x1000), (1 << 46, 0x1000), (u64::MAX - 0xfff, 0x2000)]
+        {
+            assert!(matches!(memory.add(Gpa::new(gpa), bytes), Err(Error::Config { .. })), "{gpa:#x}");
+        }
+        assert_eq!(memory.iter().count(), 2);
+        assert!(GuestMemory::new(&[], 46).is_err());
+    }
+}

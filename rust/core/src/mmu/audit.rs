@@ -1,0 +1,214 @@
+//! The audit: invariants of the whole shadow state, checked with the lock held and every vCPU at rest.
+//!
+//! A superset of what KVM's `mmu_audit.c` checked (C.10, C.11, E162). It reports, it never repairs.
+
+mod entries;
+mod pages;
+
+use core::fmt;
+
+use rustc_hash::FxHashMap;
+
+use super::{MmuLocked, Requests};
+use crate::{
+    addr::{ENTRIES, Gfn, Hpa, SpId, SpteRef},
+    shadow::page::{Life, SpLocked},
+    spte::Spte,
+};
+
+/// One broken invariant.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Violation {
+    /// Its id in C.11 (`I1`…), or `T1` for the TLB's.
+    pub id: &'static str,
+    /// What was found and what was expected.
+    pub text: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.id, self.text)
+    }
+}
+
+/// What the audit needs to know of a vCPU.
+#[derive(Clone, Debug)]
+pub struct VcpuView {
+    /// Current root first, then the previous ones: (tag, hpa).
+    pub roots: Vec<(u64, Hpa)>,
+    /// Whether the tags belong to the roots (not so for the seed, whose tag stands apart: S1).
+    pub tagged: bool,
+    /// Requests pending.
+    pub pending: Requests,
+    /// Valid TLB entries: page number and SPTE value.
+    pub tlb: Vec<(u64, u64)>,
+}
+
+/// Where violations are gathered.
+#[derive(Default)]
+struct Findings(Vec<Violation>);
+
+impl Findings {
+    fn check(&mut self, holds: bool, id: &'static str, text: impl FnOnce() -> String) {
+        if !holds {
+            self.0.push(Violation { id, text: text() });
+        }
+    }
+}
+
+impl MmuLocked<'_> {
+    /// Checks every invariant.
+    pub(crate) fn audit(&self, vcpus: &[VcpuView]) -> Vec<Violation> {
+        let mut findings = Findings::default();
+        let mut books = Books::default();
+        for (id, page) in self.state.pages.iter() {
+            if page.life == Life::Zapped {
+                findings.check(false, "I7", || format!("shadow page {} is still on the zap list", id.get()));
+            }
+            self.audit_page(id, page, &mut books, &mut findings);
+            for index in 0..ENTRIES {
+                let at = SpteRef::new(id, index);
+                let spte = self.spte(at);
+                if spte.is_present() {
+                    self.audit_entry(at, page, spte, &mut books, &mut findings);
+                }
+            }
+        }
+        self.audit_books(&books, &mut findings);
+        self.audit_vcpus(vcpus, &mut findings);
+        findings.0
+    }
+
+    /// I1, I2, I7, I8, I9, I16: what was counted page by page against what the books say.
+    fn audit_books(&self, books: &Books, findings: &mut Findings) {
+        let mut mapped = 0_u64;
+        self.state.rmaps.for_each(|gfn, at| {
+            mapped += 1;
+            let spte = self.spte(at);
+            let right = spte.is_present() && spte.child().is_none() && spte.pfn() == gfn.pfn();
+            findings.check(right, "I1", || format!("the rmap of gfn {gfn} has {at:?}, which holds {spte:?}"));
+        });
+        findings.check(mapped == books.leaves, "I1", || format!("{mapped} rmap entries, {} leaf SPTEs", books.leaves));
+        let used = self.state.pages.used();
+        findings.check(used == books.used, "I7", || format!("{used} pages counted as used, {} found", books.used));
+        let indirect = self.shared.indirect_shadow_pages.count_locked();
+        findings.check(indirect == books.indirect, "I8", || {
+            format!("indirect_shadow_pages is {indirect}, {} found", books.indirect)
+        });
+        for slot in self.shared.memory.iter() {
+            for frame in slot.base().get()..slot.end() {
+                let gfn = Gfn::new(frame);
+                let (counted, found) = (slot.write_track(gfn), books.tracked.get(&frame).copied().unwrap_or(0));
+                findings
+                    .check(counted == found, "I9", || format!("write_track of gfn {gfn} is {counted}, {found} found"));
+            }
+        }
+        for (gfn, ids) in self.state.pages.buckets() {
+            for &id in ids {
+                let page = self.state.pages.page(id);
+                findings.check(page.gfn == gfn && page.life == Life::Active, "I16", || {
+                    format!("page {} of gfn {} ({:?}) is in the bucket of gfn {gfn}", id.get(), page.gfn, page.life)
+                });
+            }
+        }
+        for (&(child, at), &links) in &books.links {
+            let parents = self.state.pages.page(child).parents.iter().filter(|&&p| p == at.into()).count() as u32;
+            findings.check(parents == links, "I2", || {
+                format!("{links} link from {:?} to page {}, {parents} in parent_ptes", SpteRef::from(at), child.get())
+            });
+        }
+    }
+
+    /// I6, I17, I18, T1.
+    fn audit_vcpus(&self, vcpus: &[VcpuView], findings: &mut Findings) {
+        let mut references: FxHashMap<SpId, u32> = FxHashMap::default();
+        for (number, vcpu) in vcpus.iter().enumerate() {
+            for (position, &(tag, hpa)) in vcpu.roots.iter().enumerate() {
+                let Some(sp) = hpa.shadow_page() else {
+                    let allowed = !hpa.is_valid() || position == 0;
+                    findings.check(allowed, "I17", || format!("vCPU {number} caches the dummy root at {position}"));
+                    continue;
+                };
+                *references.entry(sp).or_default() += 1;
+                let page = self.state.pages.page(sp);
+                let pending = vcpu.pending.contains(Requests::FREE_OBSOLETE_ROOTS);
+                findings.check(!page.role.is_invalid() || pending, "I18", || {
+                    format!("vCPU {number} keeps the obsolete root {} and no request is pending", sp.get())
+                });
+                let twin = vcpu.roots[..position].iter().any(|&(other, at)| {
+                    other == tag && at.shadow_page().is_some_and(|at| self.state.pages.page(at).role == page.role)
+                });
+                findings.check(!(twin && vcpu.tagged), "I17", || {
+                    format!("vCPU {number} has two roots for pgd {tag:#x} and role {:#x}", page.role.word())
+                });
+            }
+            self.audit_tlb(number, vcpu, findings);
+        }
+        for (id, page) in self.state.pages.iter() {
+            let found = references.get(&id).copied().unwrap_or(0);
+            findings.check(page.root_count == found, "I6", || {
+                format!("page {} has root_count {}, vCPUs refer to it {found} times", id.get(), page.root_count)
+            });
+        }
+    }
+
+    /// T1: unless a flush is pending, no TLB entry lets a synced guest table be written (F-15).
+    fn audit_tlb(&self, number: usize, vcpu: &VcpuView, findings: &mut Findings) {
+        let flushes = Requests::TLB_FLUSH | Requests::TLB_FLUSH_CURRENT | Requests::TLB_FLUSH_GUEST;
+        if vcpu.pending.intersects(flushes) {
+            return;
+        }
+        for &(page, value) in &vcpu.tlb {
+            let spte = Spte::from_raw(value);
+            if spte.is_writable() {
+                let synced = self.synced_table(spte.pfn().gfn());
+                findings.check(synced.is_none(), "T1", || {
+                    format!(
+                        "vCPU {number} may write the synced table at gfn {} through page {page:#x}",
+                        spte.pfn().gfn()
+                    )
+                });
+            }
+        }
+    }
+
+    /// A valid, synced page that shadows the table at `gfn`.
+    fn synced_table(&self, gfn: Gfn) -> Option<SpId> {
+        self.state
+            .pages
+            .valid_indirect(gfn)
+            .into_iter()
+            .find(|&sp| !self.shared.arena.header(sp).sync_state().is_unsync_locked())
+    }
+}
+
+/// What is counted page by page.
+#[derive(Default)]
+struct Books {
+    leaves: u64,
+    used: u64,
+    indirect: u64,
+    tracked: FxHashMap<u64, u32>,
+    links: FxHashMap<(SpId, LinkAt), u32>,
+}
+
+/// An [`SpteRef`] that can be hashed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct LinkAt(SpId, u16);
+
+impl From<SpteRef> for LinkAt {
+    fn from(at: SpteRef) -> Self {
+        LinkAt(at.sp, at.index)
+    }
+}
+
+impl From<LinkAt> for SpteRef {
+    fn from(at: LinkAt) -> Self {
+        SpteRef { sp: at.0, index: at.1 }
+    }
+}
+
+/// Whether lookups find the page.
+const fn is_valid(page: &SpLocked) -> bool {
+    matches!(page.life, Life::Active)
+}

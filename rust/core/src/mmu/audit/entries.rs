@@ -1,0 +1,110 @@
+//! Invariants of one present SPTE.
+
+use super::{Books, Findings, is_valid};
+use crate::{
+    access::Access,
+    addr::{Gfn, Gpa, PHYS_MASK, SpId, SpteRef},
+    mmu::MmuLocked,
+    paging::{PTE_ACCESSED, PTE_DIRTY, PTE_LARGE, PTE_PRESENT, TableMemory, entry_access},
+    role::{Directness, PageRole},
+    shadow::page::SpLocked,
+    spte::Spte,
+};
+
+impl MmuLocked<'_> {
+    /// I1 and I2 (the other halves), I11 to I15.
+    pub(super) fn audit_entry(
+        &self,
+        at: SpteRef,
+        page: &SpLocked,
+        spte: Spte,
+        books: &mut Books,
+        findings: &mut Findings,
+    ) {
+        match spte.child() {
+            Some(child) => {
+                *books.links.entry((child, at.into())).or_default() += 1;
+                self.audit_link(at, page, child, findings);
+            }
+            None => {
+                books.leaves += 1;
+                self.audit_leaf(at, page, spte, findings);
+            }
+        }
+    }
+
+    /// What the guest's table says at this entry, for a synced table.
+    fn synced_entry(&self, at: SpteRef, page: &SpLocked) -> Option<u64> {
+        let synced = !self.shared.arena.header(at.sp).sync_state().is_unsync_locked();
+        if page.role.is_direct() || !synced || !is_valid(page) {
+            return None;
+        }
+        self.shared.memory.read_entry(Gpa::new(page.gfn.gpa().get() + (at.at() as u64) * 8))
+    }
+
+    fn audit_link(&self, at: SpteRef, page: &SpLocked, child: SpId, findings: &mut Findings) {
+        let below = self.state.pages.page(child);
+        findings.check(is_valid(below), "I15", || {
+            format!("{at:?} leads to page {}, which is {:?}", child.get(), below.life)
+        });
+        let expected = page
+            .role
+            .child(below.role.access(), if below.role.is_direct() { Directness::Direct } else { Directness::Indirect });
+        findings.check(same_but_invalid(below.role, expected), "I13", || {
+            format!("{at:?} leads to role {:#x}, expected {:#x}", below.role.word(), expected.word())
+        });
+        findings.check(page.role.access().contains(below.role.access()) || !page.role.has_wp(), "I13", || {
+            format!("{at:?} gives more rights ({:?}) than its page ({:?})", below.role.access(), page.role.access())
+        });
+        if let Some(pte) = self.synced_entry(at, page) {
+            let base = Gpa::new(pte & PHYS_MASK).gfn();
+            let large = pte & PTE_LARGE != 0 && !page.role.level().is_last();
+            let wanted = if large { base.round_down(page.role.level()) } else { base };
+            let holds = pte & PTE_PRESENT != 0 && below.role.is_direct() == large && below.gfn == wanted;
+            findings.check(holds, "I13", || {
+                format!(
+                    "{at:?} leads to gfn {} (direct {}), the guest's entry is {pte:#x}",
+                    below.gfn,
+                    below.role.is_direct()
+                )
+            });
+        }
+    }
+
+    fn audit_leaf(&self, at: SpteRef, page: &SpLocked, spte: Spte, findings: &mut Findings) {
+        let flags_hold =
+            (!spte.is_writable() || spte.is_mmu_writable()) && (!spte.is_mmu_writable() || spte.is_host_writable());
+        findings.check(flags_hold, "I11", || format!("{at:?} holds {spte:?}"));
+        let gfn = page.entry_gfn(at.at());
+        findings.check(spte.pfn() == gfn.pfn(), "I1", || format!("{at:?} holds {spte:?}, recorded gfn {gfn}"));
+        if spte.is_mmu_writable() {
+            self.audit_writable(at, gfn, findings);
+        }
+        if let Some(pte) = self.synced_entry(at, page) {
+            let mut most = page.role.access() & entry_access(pte);
+            if pte & PTE_DIRTY == 0 {
+                most.remove(Access::WRITE);
+            }
+            // With CR0.WP=0 a supervisor write makes W out of a read-only entry, and takes U away (B.5).
+            let rights_hold = most.contains(spte.access()) || (!page.role.has_wp() && !spte.is_user());
+            let holds = pte & PTE_PRESENT != 0
+                && pte & PTE_ACCESSED != 0
+                && Gpa::new(pte & PHYS_MASK).gfn() == gfn
+                && rights_hold;
+            findings.check(holds, "I14", || format!("{at:?} holds {spte:?}, the guest's entry is {pte:#x}"));
+        }
+    }
+
+    /// I12: the frame is no synced guest table.
+    fn audit_writable(&self, at: SpteRef, gfn: Gfn, findings: &mut Findings) {
+        if let Some(table) = self.synced_table(gfn) {
+            findings.check(false, "I12", || {
+                format!("{at:?} may write gfn {gfn}, shadowed and synced by page {}", table.get())
+            });
+        }
+    }
+}
+
+const fn same_but_invalid(left: PageRole, right: PageRole) -> bool {
+    left.invalidated().word() == right.invalidated().word()
+}

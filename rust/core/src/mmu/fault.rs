@@ -1,0 +1,128 @@
+//! The page fault under the lock: building the shadow path for a guest walk.
+//!
+//! KVM: `FNAME(fetch)`, `validate_direct_spte` (C.4).
+
+use super::{
+    MmuLocked, Requests,
+    child::Child,
+    set_spte::{Maker, SetSpte},
+};
+use crate::{
+    access::FaultCode,
+    addr::{Gva, Hpa, Level, SpId, SpteRef},
+    error::Result,
+    paging::{GuestWalk, TableMemory},
+    role::Directness,
+};
+
+/// What the fault handler did. KVM: `RET_PF_*`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum FaultOutcome {
+    /// Something changed meanwhile: try the access again.
+    Retry,
+    /// An SPTE was installed or changed.
+    Fixed,
+    /// The SPTE was already right.
+    Spurious,
+    /// The frame is a write-protected table and the access writes: emulate it.
+    Emulate,
+}
+
+/// A fault for the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct GuestFault {
+    /// Its error code.
+    pub(crate) code: FaultCode,
+}
+
+impl MmuLocked<'_> {
+    /// Builds the shadow path of `walk` under `root` and installs its leaf.
+    pub(crate) fn fetch(&mut self, root: Hpa, walk: &GuestWalk, gva: Gva, write: bool) -> Result<FaultOutcome> {
+        let Some(root) = root.shadow_page() else {
+            // The dummy root: its slot may exist by now, so load it anew (E016).
+            self.cx.requests |= Requests::FREE_OBSOLETE_ROOTS;
+            return Ok(FaultOutcome::Retry);
+        };
+        let role = self.state.pages.page(root).role;
+        // An obsolete root waits for its request to be serviced; nothing is built under it (F-28).
+        if role.is_invalid() || self.entry_changed(walk, role.level(), gva) {
+            return Ok(FaultOutcome::Retry);
+        }
+        let Some(sp) = self.fetch_tables(root, walk, gva)? else { return Ok(FaultOutcome::Retry) };
+        let sp = self.fetch_direct(sp, walk, gva)?;
+        let at = SpteRef::new(sp, Level::PT.index(gva));
+        Ok(match self.set_spte(at, walk.access, walk.gfn, Maker::Fault { write }) {
+            SetSpte::Fixed => FaultOutcome::Fixed,
+            SetSpte::Spurious => FaultOutcome::Spurious,
+            SetSpte::WriteProtected => FaultOutcome::Emulate,
+        })
+    }
+
+    /// Whether the guest's entry is no longer the one walked.
+    fn entry_changed(&self, walk: &GuestWalk, level: Level, gva: Gva) -> bool {
+        self.shared.memory.read_entry(walk.entry_gpa(level, gva)) != Some(walk.pte[level.at()])
+    }
+
+    /// The pages that shadow the guest's tables, down to the one that holds the guest's leaf; `None` to retry.
+    fn fetch_tables(&mut self, root: SpId, walk: &GuestWalk, gva: Gva) -> Result<Option<SpId>> {
+        let mut sp = root;
+        let mut level = self.state.pages.page(root).role.level();
+        while level > walk.leaf_level {
+            self.shared.arena.header(sp).clear_flooding();
+            let at = SpteRef::new(sp, level.index(gva));
+            let below = level.down();
+            let table = walk.table_gfn[below.at()];
+            let child = self.get_child(at, table, walk.parent_access[below.at()], Directness::Indirect)?;
+            if let Child::Unlinked(child) = child {
+                // Never link stale entries: the guest owes no flush for non-present to present (E142, F-14).
+                if self.shared.arena.header(child).sync_state().children_locked() != 0 {
+                    self.sync_children(child);
+                }
+            }
+            // From here on a change of the entry is trapped or marked; one that came before makes the walk void.
+            if self.entry_changed(walk, below, gva) {
+                return Ok(None);
+            }
+            sp = match child {
+                Child::Linked(child) => child,
+                Child::Unlinked(child) => {
+                    self.link_child(at, child);
+                    child
+                }
+            };
+            level = below;
+        }
+        Ok(Some(sp))
+    }
+
+    /// Below a large guest leaf: direct pages, since host pages are small (E132).
+    fn fetch_direct(&mut self, sp: SpId, walk: &GuestWalk, gva: Gva) -> Result<SpId> {
+        let mut sp = sp;
+        let mut level = walk.leaf_level;
+        while !level.is_last() {
+            self.shared.arena.header(sp).clear_flooding();
+            let at = SpteRef::new(sp, level.index(gva));
+            self.validate_direct(at, walk);
+            sp = match self.get_child(at, walk.gfn.round_down(level), walk.access, Directness::Direct)? {
+                Child::Linked(child) => child,
+                Child::Unlinked(child) => {
+                    self.link_child(at, child);
+                    child
+                }
+            };
+            level = level.down();
+        }
+        Ok(sp)
+    }
+
+    /// Drops a linked direct page whose rights are not those wanted (E133). KVM: `validate_direct_spte`.
+    fn validate_direct(&mut self, at: SpteRef, walk: &GuestWalk) {
+        if let Some(child) = self.spte(at).child() {
+            let role = self.state.pages.page(child).role;
+            if role.is_direct() && role.access() != walk.access {
+                self.unlink_child(at, child);
+                self.shared.flush_remote(self.cx);
+            }
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! The shadow MMU proper: what is done with the mmu_lock held.
+//!
+//! [`Shared`] is what all vCPUs see. [`MmuLocked`] is the proof of holding the lock: everything that needs it is
+//! a method of that value, so nothing can be called without it (KVM: `lockdep_assert_held_write`).
+
+mod audit;
+mod child;
+mod fault;
+mod invalidate;
+mod lock;
+mod requests;
+mod roots;
+mod set_spte;
+mod sync;
+mod unsync;
+mod writes;
+mod zap;
+
+pub use self::{
+    audit::{VcpuView, Violation},
+    lock::MmuLocked,
+    requests::Requests,
+};
+pub(crate) use self::{
+    fault::{FaultOutcome, GuestFault},
+    writes::{Stored, TableWrite},
+};
+
+use crate::{
+    addr::{Gfn, SpteRef},
+    config::{Mutant, VmConfig},
+    error::Result,
+    memory::GuestMemory,
+    paging::{PermissionRules, ReservedBits},
+    regs::{ControlRegs, EFER_NXE},
+    requests::{GuestMode, kick_and_wait},
+    role::{PageRole, RoleInputs},
+    shadow::{
+        arena::ShadowArena,
+        publish::{self, TrackHint},
+        rmap::Rmaps,
+        store::PageStore,
+    },
+    spte::Spte,
+    stats::VcpuStats,
+    trace::TraceRecord,
+};
+
+/// What all vCPUs of a machine share.
+#[derive(Debug)]
+pub struct Shared {
+    pub(crate) config: VmConfig,
+    pub(crate) memory: GuestMemory,
+    pub(crate) arena: ShadowArena,
+    pub(crate) modes: Box<[GuestMode]>,
+    /// Valid indirect shadow pages; an emulated write reads it without the lock (D.3, F-16).
+    pub(crate) indirect_shadow_pages: TrackHint,
+    state: lock::MmuLock,
+}
+
+/// What the mmu_lock protects.
+#[derive(Debug, Default)]
+pub struct MmuState {
+    pub(crate) pages: PageStore,
+    pub(crate) rmaps: Rmaps,
+    pub(crate) trace: Option<Vec<TraceRecord>>,
+    /// SPTEs that faults have installed, for the mutant that alters one.
+    pub(crate) installed: u64,
+}
+
+/// The part of a vCPU that MMU code works with while it holds the lock. The host has one of its own.
+#[derive(Debug)]
+pub struct MmuCx {
+    /// Index of the vCPU; `None` for the host's own operations.
+    pub(crate) vcpu: Option<usize>,
+    /// The paging context, `None` while paging is off.
+    pub(crate) paging: Option<PagingContext>,
+    /// Requests that this vCPU made to itself. Other vCPUs' requests arrive in its [`GuestMode`].
+    pub(crate) requests: Requests,
+    /// Set whenever the lock is taken; cleared by who wants to know (lock-free CR3 writes).
+    pub(crate) took_lock: bool,
+    pub(crate) stats: VcpuStats,
+}
+
+/// What a vCPU's registers make of paging (A.8). Derived anew when they change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PagingContext {
+    /// Role that a root has now.
+    pub(crate) role: PageRole,
+    /// Reserved bits of guest entries.
+    pub(crate) reserved: ReservedBits,
+    /// Permission rules of guest entries.
+    pub(crate) rules: PermissionRules,
+    /// Width of canonical addresses: 48 or 57.
+    pub(crate) va_bits: u32,
+}
+
+impl PagingContext {
+    /// The context for these registers, `None` while paging is off.
+    pub(crate) fn derive(regs: &ControlRegs, maxphyaddr: u8) -> Option<Self> {
+        let level = regs.root_level()?;
+        let rules = PermissionRules::guest(regs);
+        let role = PageRole::root(RoleInputs {
+            level,
+            wp: rules.write_protects_supervisor(),
+            smep: rules.smep(),
+            smap: regs.cr4 & crate::regs::CR4_SMAP != 0,
+        });
+        let reserved = ReservedBits::long_mode(maxphyaddr, regs.efer & EFER_NXE != 0);
+        Some(Self { role, reserved, rules, va_bits: if level == crate::addr::Level::PML5 { 57 } else { 48 } })
+    }
+}
+
+impl MmuCx {
+    pub(crate) fn new(vcpu: Option<usize>, config: &VmConfig) -> Self {
+        Self {
+            vcpu,
+            paging: None,
+            requests: Requests::empty(),
+            took_lock: false,
+            stats: VcpuStats::new(config.lock_times, config.cr3_times),
+        }
+    }
+
+    /// The number that trace records carry.
+    pub(crate) fn trace_id(&self) -> u8 {
+        self.vcpu.map_or(255, |index| index as u8)
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(config: VmConfig) -> Result<Self> {
+        config.validate()?;
+        let memory = GuestMemory::new(&config.slots, config.maxphyaddr)?;
+        let mut state = MmuState { trace: config.trace.then(Vec::new), ..MmuState::default() };
+        for slot in memory.iter() {
+            state.rmaps.add_slot(slot)?;
+        }
+        Ok(Self {
+            memory,
+            arena: ShadowArena::default(),
+            modes: (0..config.vcpus).map(|_| GuestMode::default()).collect(),
+            indirect_shadow_pages: TrackHint::default(),
+            state: lock::MmuLock::new(state),
+            config,
+        })
+    }
+
+    /// Whether this rule is switched off; constant false in builds without mutants.
+    #[inline(always)]
+    pub(crate) fn mutated(&self, mutant: Mutant) -> bool {
+        cfg!(feature = "mutants") && self.config.mutant == mutant
+    }
+
+    /// The entry, loaded as any lock-free reader loads it.
+    #[inline]
+    pub(crate) fn spte(&self, at: SpteRef) -> Spte {
+        Spte::from_raw(publish::walk_load(&self.arena.sptes(at.sp)[at.at()]))
+    }
+
+    /// Whether the frame is in a memslot.
+    #[inline]
+    pub(crate) fn is_visible(&self, gfn: Gfn) -> bool {
+        self.memory.slot(gfn).is_some()
+    }
+
+    /// Asks every vCPU for a request, the caller's own included.
+    pub(crate) fn request_all(&self, requests: Requests) {
+        for mode in &self.modes {
+            mode.request(requests.bits());
+        }
+    }
+
+    /// Makes every vCPU flush its TLB before its next access, and waits for the accesses that are under way.
+    ///
+    /// KVM: `kvm_flush_remote_tlbs`. A vCPU outside guest mode is not waited for (E075).
+    pub(crate) fn flush_remote(&self, cx: &mut MmuCx) {
+        cx.stats.counters.remote_tlb_flush_requests += 1;
+        if self.mutated(Mutant::NoRemoteFlush) {
+            return;
+        }
+        let waited = kick_and_wait(self.modes.iter(), cx.vcpu, Requests::TLB_FLUSH.bits());
+        cx.stats.counters.remote_tlb_flush += u64::from(waited != 0);
+    }
+}

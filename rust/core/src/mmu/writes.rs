@@ -1,0 +1,137 @@
+//! Writes to guest page tables: the guest's, which trap, and the host's.
+//!
+//! KVM: `kvm_mmu_track_write`, `detect_write_flooding`, `detect_write_misaligned` (C.6).
+
+use super::{MmuCx, MmuLocked, Shared};
+use crate::{
+    addr::{Gfn, Gpa, SpId, SpteRef},
+    config::Mutant,
+    stats::LockReason,
+    sync::Ordering,
+};
+
+/// Emulated writes to an upper-level table, without its being used in between, that make it be zapped (E144).
+pub(crate) const FLOODING_LIMIT: u32 = 3;
+
+/// An emulated guest write.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TableWrite {
+    /// First byte written.
+    pub(crate) gpa: Gpa,
+    /// Bytes written; `None` for a write access that stores nothing.
+    pub(crate) stored: Option<Stored>,
+}
+
+/// What an emulated guest write stored.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stored {
+    /// Bytes: 1, 2, 4 or 8.
+    pub(crate) size: u8,
+}
+
+impl TableWrite {
+    /// The index of the one entry written, `None` for a write that is no update of one entry: it crosses entries, or has
+    /// fewer than 4 bytes (but a single byte at an entry's start, as a locked bit operation on a flag makes).
+    fn entry(&self) -> Option<usize> {
+        let offset = self.gpa.get() & 7;
+        let size = u64::from(self.stored.map_or(8, |stored| stored.size));
+        let whole = if size == 1 { offset == 0 } else { size >= 4 && offset + size <= 8 };
+        let aligned = whole || self.stored.is_none();
+        aligned.then_some((self.gpa.offset() >> 3) as usize)
+    }
+}
+
+impl Shared {
+    /// Tells the MMU of a guest write that was emulated; guest memory holds it already (E143, E144).
+    pub(crate) fn track_write(&self, cx: &mut MmuCx, write: TableWrite) {
+        if self.indirect_shadow_pages.is_needed_after_store() {
+            self.lock(cx, LockReason::PteWrite).track_write(write);
+        }
+    }
+
+    /// Host-side write of whole words; shadow entries made from those that change are dropped. The range is in slots.
+    pub(crate) fn host_write_words(&self, cx: &mut MmuCx, gpa: Gpa, words: &[u64]) {
+        let mut locked = self.lock(cx, LockReason::Host);
+        let places = (0_u64..).map(|number| Gpa::new(gpa.get() + number * 8));
+        locked.host_write(places.zip(words.iter().copied()));
+    }
+
+    /// Host-side write of bytes, at any alignment. The range is in slots.
+    pub(crate) fn host_write_bytes(&self, cx: &mut MmuCx, gpa: Gpa, bytes: &[u8]) {
+        let mut locked = self.lock(cx, LockReason::Host);
+        let start = gpa.get();
+        let end = start + bytes.len() as u64;
+        let words = (start & !7..end).step_by(8).map(|at| {
+            let mut word = self.memory.load(Gpa::new(at), 8).unwrap_or(0).to_le_bytes();
+            for (offset, byte) in (at..).zip(&mut word) {
+                if (start..end).contains(&offset) {
+                    *byte = bytes[(offset - start) as usize];
+                }
+            }
+            (Gpa::new(at), u64::from_le_bytes(word))
+        });
+        locked.host_write(words);
+    }
+}
+
+impl MmuLocked<'_> {
+    fn track_write(&mut self, write: TableWrite) {
+        self.cx.stats.counters.mmu_pte_write += 1;
+        let gfn = write.gpa.gfn();
+        let mut flush = false;
+        for sp in self.state.pages.valid_indirect(gfn) {
+            let flooding = self.counts_as_flooding(sp);
+            match write.entry() {
+                Some(index) if !flooding => {
+                    if let Some(stored) = write.stored {
+                        flush |= self.zap_written(SpteRef::new(sp, index), stored, gfn);
+                    }
+                }
+                _ => {
+                    self.prepare_zap(sp);
+                    self.cx.stats.counters.mmu_flooded += 1;
+                }
+            }
+        }
+        self.flush_or_commit(flush);
+    }
+
+    /// Counts the write; whether the page has had enough of them. Level-1 pages go unsync instead.
+    fn counts_as_flooding(&mut self, sp: SpId) -> bool {
+        !self.state.pages.page(sp).role.level().is_last()
+            && self.shared.arena.header(sp).add_flooding() >= FLOODING_LIMIT
+    }
+
+    /// Zaps the entry made from a written guest entry; whether it was present.
+    fn zap_written(&mut self, at: SpteRef, stored: Stored, gfn: Gfn) -> bool {
+        if self.shared.mutated(Mutant::NoZapOnWrite) {
+            return false;
+        }
+        let present = self.zap_spte(at);
+        // KVM reads the entry back for 4- and 8-byte writes only.
+        let entry = Gpa::new(gfn.gpa().get() + (at.at() as u64) * 8);
+        if stored.size >= 4
+            && !self.state.pages.page(at.sp).role.level().is_last()
+            && self.shared.memory.load(entry, 8) != Some(0)
+        {
+            self.cx.stats.counters.mmu_pde_zapped += 1;
+        }
+        present
+    }
+
+    fn host_write(&mut self, words: impl Iterator<Item = (Gpa, u64)>) {
+        let mut flush = false;
+        for (gpa, new) in words {
+            let Some(word) = self.shared.memory.word(gpa) else { continue };
+            // ORDERING(guest-tso): the host's writes are stores like the guest's.
+            if word.swap(new, Ordering::AcqRel) != new {
+                for sp in self.state.pages.valid_indirect(gpa.gfn()) {
+                    flush |= self.zap_spte(SpteRef::new(sp, (gpa.offset() >> 3) as usize));
+                }
+            }
+        }
+        if flush {
+            self.shared.flush_remote(self.cx);
+        }
+    }
+}

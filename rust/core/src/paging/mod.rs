@@ -1,0 +1,52 @@
+//! Guest paging: geometry, reserved bits, permissions and the walk. Pure functions; no MMU state.
+//!
+//! One walk serves every mode of 64-bit entries; the number of levels is a run-time value, as in KVM.
+
+mod permission;
+mod reserved;
+mod walk;
+
+pub use self::{
+    permission::PermissionRules,
+    reserved::ReservedBits,
+    walk::{GuestWalk, TableMemory, WalkContext, walk},
+};
+
+use crate::access::Access;
+
+/// Entry bit 0: present.
+pub const PTE_PRESENT: u64 = 1;
+/// Entry bit 1: writable.
+pub const PTE_WRITABLE: u64 = 1 << 1;
+/// Entry bit 2: user.
+pub const PTE_USER: u64 = 1 << 2;
+/// Entry bit 5: accessed.
+pub const PTE_ACCESSED: u64 = 1 << 5;
+/// Entry bit 6: dirty.
+pub const PTE_DIRTY: u64 = 1 << 6;
+/// Entry bit 7 above level 1: a large leaf.
+pub const PTE_LARGE: u64 = 1 << 7;
+/// Entry bit 63: no execute.
+pub const PTE_NX: u64 = 1 << 63;
+
+/// The rights that one guest entry gives, without those of its ancestors.
+#[inline]
+pub const fn entry_access(pte: u64) -> Access {
+    // NX counts inverted, so that rights accumulate by AND (B.2 step 3).
+    let exec = (pte >> 63 & 1) ^ 1;
+    let write = pte >> 1 & 1;
+    let user = pte >> 2 & 1;
+    Access::from_bits_truncate((exec | write << 1 | user << 2) as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn b2_entry_access_inverts_nx() {
+        assert_eq!(entry_access(PTE_PRESENT), Access::EXEC);
+        assert_eq!(entry_access(PTE_PRESENT | PTE_NX), Access::empty());
+        assert_eq!(entry_access(PTE_WRITABLE | PTE_USER), Access::all());
+    }
+}

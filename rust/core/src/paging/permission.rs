@@ -1,0 +1,104 @@
+//! Which accesses a translation permits (B.5): the guest's rules, and the hardware's over shadow entries.
+
+use crate::{
+    access::{Access, AccessFlags, AccessKind},
+    regs::{CR0_WP, CR4_SMAP, CR4_SMEP, ControlRegs, EFER_NXE},
+};
+
+/// The register bits that decide permissions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PermissionRules {
+    wp: bool,
+    nx: bool,
+    smep: bool,
+    smap: bool,
+}
+
+impl PermissionRules {
+    /// The rules that the guest's registers set for the guest's own tables.
+    pub const fn guest(regs: &ControlRegs) -> Self {
+        Self {
+            wp: regs.cr0 & CR0_WP != 0,
+            nx: regs.efer & EFER_NXE != 0,
+            smep: regs.cr4 & CR4_SMEP != 0,
+            smap: regs.cr4 & CR4_SMAP != 0,
+        }
+    }
+
+    /// The rules under which the hardware walks shadow tables for that guest: WP and NX are always on there.
+    #[must_use]
+    pub const fn shadow(self) -> Self {
+        Self { wp: true, nx: true, ..self }
+    }
+
+    /// Whether fetches are told apart in error codes (EFER.NX or CR4.SMEP).
+    pub const fn reports_fetch(self) -> bool {
+        self.nx || self.smep
+    }
+
+    /// Whether CR0.WP is set.
+    pub const fn write_protects_supervisor(self) -> bool {
+        self.wp
+    }
+
+    /// Whether CR4.SMEP is set.
+    pub const fn smep(self) -> bool {
+        self.smep
+    }
+
+    /// Whether a translation with these accumulated rights permits the access.
+    #[inline]
+    pub const fn permits(self, access: Access, kind: AccessKind, flags: AccessFlags) -> bool {
+        let user_page = access.contains(Access::USER);
+        let user = flags.is_user();
+        if user && !user_page {
+            return false;
+        }
+        let supervisor_on_user_page = !user && user_page;
+        match kind {
+            AccessKind::Fetch => (access.contains(Access::EXEC) || !self.nx) && !(supervisor_on_user_page && self.smep),
+            AccessKind::Read | AccessKind::Write => {
+                let may_write = access.contains(Access::WRITE) || (!user && !self.wp);
+                let overridden = flags.contains(AccessFlags::AC) && !flags.contains(AccessFlags::IMPLICIT);
+                (matches!(kind, AccessKind::Read) || may_write)
+                    && !(supervisor_on_user_page && self.smap && !overridden)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All 16 register settings x 8 rights x 3 kinds x 8 qualifiers against the predicate of B.5, told as faults.
+    #[test]
+    fn e110_full_matrix_of_wp_nx_smep_smap_against_the_predicate() {
+        let mut cases = 0;
+        for bits in 0..16_u32 {
+            let [wp, nx, smep, smap] = [0, 1, 2, 3].map(|b| bits >> b & 1 != 0);
+            let rules = PermissionRules { wp, nx, smep, smap };
+            for access in (0..8).map(Access::from_bits_truncate) {
+                let [x, w, u] = [Access::EXEC, Access::WRITE, Access::USER].map(|a| access.contains(a));
+                for kind in [AccessKind::Read, AccessKind::Write, AccessKind::Fetch] {
+                    for flags in (0..8).map(AccessFlags::from_bits_truncate) {
+                        let [user, ac, implicit] =
+                            [AccessFlags::USER, AccessFlags::AC, AccessFlags::IMPLICIT].map(|f| flags.contains(f));
+                        let mut fault = kind.is_write() && !w && (user || wp);
+                        fault |= user && !u;
+                        fault |= kind.is_fetch() && !x && nx;
+                        fault |= kind.is_fetch() && smep && u && !user;
+                        fault |= !kind.is_fetch() && smap && u && !user && (!ac || implicit);
+                        assert_eq!(
+                            rules.permits(access, kind, flags),
+                            !fault,
+                            "{rules:?} {access:?} {kind:?} {flags:?}"
+                        );
+                        cases += 1;
+                    }
+                }
+            }
+        }
+        assert_eq!(cases, 16 * 8 * 3 * 8);
+    }
+}

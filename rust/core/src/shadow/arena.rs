@@ -1,0 +1,161 @@
+//! The memory of shadow pages: SPTEs and the few fields that are read without the mmu_lock.
+//!
+//! Type-stable: a chunk is never moved or freed, so a stale reference reads some shadow page's entries, never
+//! something else. A page is reused only after a remote flush has waited for every open guest access (D.3, E161).
+
+use std::sync::OnceLock;
+
+use shadow_mmu_sys::mem;
+
+use super::publish::SyncState;
+use crate::{
+    addr::{ENTRIES, Gfn, SpId},
+    error::{Error, Result},
+    role::PageRole,
+    sync::{AtomicU32, AtomicU64, Ordering},
+};
+
+/// Shadow pages in one chunk: 1 MiB of SPTEs.
+const CHUNK: usize = 256;
+/// Most chunks: 4 GiB of SPTEs.
+const CHUNKS: usize = 4096;
+
+/// What is read without the lock beside the SPTEs. Fields that other vCPUs write stand on a line of their own.
+#[derive(Debug)]
+#[repr(C, align(128))]
+pub struct SpHeader {
+    role: AtomicU32,
+    gfn: AtomicU64,
+    shared: SharedLine,
+}
+
+#[derive(Debug)]
+#[repr(C, align(64))]
+struct SharedLine {
+    sync: SyncState,
+    flooding: AtomicU32,
+}
+
+impl SpHeader {
+    fn new() -> Self {
+        Self {
+            role: AtomicU32::new(0),
+            gfn: AtomicU64::new(0),
+            shared: SharedLine { sync: SyncState::default(), flooding: AtomicU32::new(0) },
+        }
+    }
+
+    /// The role word; it changes (to invalid) only under the lock.
+    #[inline]
+    pub fn role(&self) -> PageRole {
+        // ORDERING(obsolete-root): the request bit that follows an invalid role carries it (D.3).
+        PageRole::from_word(self.role.load(Ordering::Acquire))
+    }
+
+    /// The gfn shadowed, or the first gfn mapped.
+    #[inline]
+    pub fn gfn(&self) -> Gfn {
+        // ORDERING(obsolete-root): constant while the page is in use.
+        Gfn::new(self.gfn.load(Ordering::Relaxed))
+    }
+
+    /// Sets both when a page is allocated, or the role when it is zapped.
+    pub(crate) fn set_identity(&self, gfn: Gfn, role: PageRole) {
+        // ORDERING(obsolete-root): published by the SPTE or root that leads here.
+        self.gfn.store(gfn.get(), Ordering::Relaxed);
+        // ORDERING(obsolete-root): Release, so that who sees the role sees the gfn.
+        self.role.store(role.word(), Ordering::Release);
+    }
+
+    /// The unsync flag and the count of unsync children.
+    #[inline]
+    pub fn sync_state(&self) -> &SyncState {
+        &self.shared.sync
+    }
+
+    /// Emulated writes since the page was last used.
+    #[inline]
+    pub fn flooding(&self) -> u32 {
+        // ORDERING(flooding): a heuristic counter.
+        self.shared.flooding.load(Ordering::Relaxed)
+    }
+
+    /// Counts an emulated write and returns the new count.
+    pub(crate) fn add_flooding(&self) -> u32 {
+        // ORDERING(flooding): as above; a lost reset costs one zap at most.
+        self.shared.flooding.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Zeroes the count. Stores only if there is something to zero: the line is shared.
+    #[inline]
+    pub(crate) fn clear_flooding(&self) {
+        if self.flooding() != 0 {
+            // ORDERING(flooding): as above.
+            self.shared.flooding.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+struct Chunk {
+    headers: Box<[SpHeader]>,
+    sptes: Box<[AtomicU64]>,
+}
+
+/// Every shadow page there can be, by number.
+pub struct ShadowArena {
+    chunks: Box<[OnceLock<Chunk>]>,
+}
+
+impl core::fmt::Debug for ShadowArena {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let chunks = self.chunks.iter().filter(|chunk| chunk.get().is_some()).count();
+        write!(f, "ShadowArena({} pages allocated)", chunks * CHUNK)
+    }
+}
+
+impl Default for ShadowArena {
+    fn default() -> Self {
+        Self { chunks: (0..CHUNKS).map(|_| OnceLock::new()).collect() }
+    }
+}
+
+impl ShadowArena {
+    /// Most shadow pages.
+    pub const LIMIT: u32 = (CHUNK * CHUNKS) as u32;
+    /// Bytes of one page's SPTEs and header.
+    pub const BYTES_PER_PAGE: u64 = (ENTRIES * 8 + size_of::<SpHeader>()) as u64;
+
+    /// Makes sure that page `id` has memory.
+    ///
+    /// # Errors
+    /// [`Error::OutOfShadowPages`] past the limit, [`Error::OutOfMemory`].
+    pub(crate) fn ensure(&self, id: SpId) -> Result<()> {
+        let place = self.chunks.get(id.at() / CHUNK).ok_or(Error::OutOfShadowPages { limit: Self::LIMIT })?;
+        if place.get().is_none() {
+            let words = CHUNK * ENTRIES;
+            let sptes = mem::zeroed_words(words)
+                .map_err(|_| Error::OutOfMemory { what: "shadow pages", bytes: words as u64 * 8 })?;
+            let headers = (0..CHUNK).map(|_| SpHeader::new()).collect();
+            // Only the holder of the mmu_lock allocates, so nobody can have been faster.
+            let _ = place.set(Chunk { headers, sptes });
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn chunk(&self, id: SpId) -> &Chunk {
+        self.chunks[id.at() / CHUNK].get().expect("a shadow page that exists has a chunk")
+    }
+
+    /// The fields of a page that may be read without the lock.
+    #[inline]
+    pub fn header(&self, id: SpId) -> &SpHeader {
+        &self.chunk(id).headers[id.at() % CHUNK]
+    }
+
+    /// The page's 512 entries.
+    #[inline]
+    pub fn sptes(&self, id: SpId) -> &[AtomicU64; ENTRIES] {
+        &self.chunk(id).sptes.as_chunks::<ENTRIES>().0[id.at() % CHUNK]
+    }
+}

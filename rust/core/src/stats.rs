@@ -1,0 +1,285 @@
+//! Statistics: plain counters of each vCPU, summed when read, so that counting costs no shared line.
+//!
+//! KVM: `struct kvm_vm_stat`, `struct kvm_vcpu_stat` (E164).
+
+use hdrhistogram::Histogram;
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Event counters, by KVM's names (E164).
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Counters {
+            /// The names, in the order of [`values`](Self::values).
+            pub const NAMES: &'static [&'static str] = &[$(stringify!($name),)*];
+
+            /// The values, in the order of [`NAMES`](Self::NAMES).
+            pub fn values(&self) -> Vec<u64> {
+                vec![$(self.$name,)*]
+            }
+
+            /// Adds another vCPU's counters. `mmu_unsync` is a gauge whose parts may wrap below 0.
+            pub fn add(&mut self, other: &Counters) {
+                $(self.$name = self.$name.wrapping_add(other.$name);)*
+            }
+        }
+    };
+}
+
+counters! {
+    /// Page faults that reached the MMU.
+    pf_taken,
+    /// Faults fixed by installing or changing an SPTE.
+    pf_fixed,
+    /// Faults on write-protected tables, emulated.
+    pf_emulate,
+    /// Faults that found the SPTE already right.
+    pf_spurious,
+    /// Faults injected into the guest.
+    pf_guest,
+    /// Accesses to a gpa in no memslot.
+    mmio_exits,
+    /// TLB flush requests served.
+    tlb_flush,
+    /// INVLPG instructions.
+    invlpg,
+    /// Shadow pages zapped.
+    mmu_shadow_zapped,
+    /// Emulated writes to shadowed tables.
+    mmu_pte_write,
+    /// Upper-level entries zapped by such writes.
+    mmu_pde_zapped,
+    /// Shadow pages zapped by write flooding or a misaligned write.
+    mmu_flooded,
+    /// Reverse maps recycled (E147).
+    mmu_recycled,
+    /// Shadow pages created.
+    mmu_cache_miss,
+    /// Gauge: shadow pages that are unsync now.
+    mmu_unsync,
+    /// Remote flushes that had to wait for another vCPU.
+    remote_tlb_flush,
+    /// Remote flushes asked for.
+    remote_tlb_flush_requests,
+}
+
+/// Why the mmu_lock was taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(usize)]
+pub enum LockReason {
+    /// Allocating a root.
+    Load,
+    /// Releasing roots.
+    Free,
+    /// Syncing a root's children.
+    Sync,
+    /// A page fault.
+    Fault,
+    /// An emulated guest write to a table.
+    PteWrite,
+    /// INVLPG, or the invalidation that goes with an injected fault.
+    Invlpg,
+    /// The host zaps a frame's shadow pages.
+    Zap,
+    /// The host writes guest memory.
+    Host,
+    /// An audit.
+    Audit,
+}
+
+impl LockReason {
+    /// How many reasons there are.
+    pub const COUNT: usize = 9;
+    /// Their names, in the order of the discriminants.
+    pub const NAMES: [&'static str; Self::COUNT] =
+        ["load", "free", "sync", "fault", "pte_write", "invlpg", "zap", "host", "audit"];
+}
+
+/// A histogram of nanoseconds, from 1 ns to a minute, three digits.
+#[derive(Clone, Debug)]
+pub struct Nanos {
+    histogram: Histogram<u64>,
+    total: u64,
+}
+
+/// The usual figures of a [`Nanos`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Quantiles {
+    /// Median.
+    pub p50: u64,
+    /// 99th percentile.
+    pub p99: u64,
+    /// Largest.
+    pub max: u64,
+    /// Sum of all.
+    pub total: u64,
+}
+
+impl Default for Nanos {
+    fn default() -> Self {
+        // The bounds are constants that `Histogram` accepts; a smaller one could not be made any cheaper.
+        let histogram = Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("constant bounds are valid");
+        Self { histogram, total: 0 }
+    }
+}
+
+impl Nanos {
+    /// Records one duration.
+    pub fn record(&mut self, nanos: u64) {
+        self.histogram.saturating_record(nanos.max(1));
+        self.total = self.total.saturating_add(nanos);
+    }
+
+    /// Adds another histogram.
+    pub fn add(&mut self, other: &Nanos) {
+        // Same bounds on both sides, so the merge cannot be refused.
+        let _ = self.histogram.add(&other.histogram);
+        self.total = self.total.saturating_add(other.total);
+    }
+
+    /// Median, 99th percentile, maximum and sum.
+    pub fn quantiles(&self) -> Quantiles {
+        Quantiles {
+            p50: self.histogram.value_at_quantile(0.5),
+            p99: self.histogram.value_at_quantile(0.99),
+            max: self.histogram.max(),
+            total: self.total,
+        }
+    }
+}
+
+/// Use of the mmu_lock by one vCPU, or by all.
+#[derive(Clone, Debug, Default)]
+pub struct LockStats {
+    /// Acquisitions, indexed by [`LockReason`].
+    pub acquisitions: [u64; LockReason::COUNT],
+    /// Acquisitions that had to wait.
+    pub contended: u64,
+    /// Waits and holds, where [`VmConfig::lock_times`](crate::VmConfig::lock_times) asked for them.
+    pub times: Option<Box<LockTimes>>,
+}
+
+/// Durations of waits for and holds of the mmu_lock.
+#[derive(Clone, Debug, Default)]
+pub struct LockTimes {
+    /// From asking to having.
+    pub wait: Nanos,
+    /// From having to releasing.
+    pub hold: Nanos,
+}
+
+impl LockStats {
+    /// Statistics with or without durations.
+    pub fn new(times: bool) -> Self {
+        Self { times: times.then(Box::default), ..Self::default() }
+    }
+
+    /// Acquisitions over all reasons.
+    pub fn total(&self) -> u64 {
+        self.acquisitions.iter().sum()
+    }
+
+    /// Adds another vCPU's.
+    pub fn add(&mut self, other: &LockStats) {
+        for (mine, theirs) in self.acquisitions.iter_mut().zip(other.acquisitions) {
+            *mine += theirs;
+        }
+        self.contended += other.contended;
+        if let Some(theirs) = &other.times {
+            let mine = self.times.get_or_insert_default();
+            mine.wait.add(&theirs.wait);
+            mine.hold.add(&theirs.hold);
+        }
+    }
+}
+
+/// CR3 writes by what they cost, each vCPU's first left out (docs/machine.md, 8).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Cr3Stats {
+    /// All of them: `same + lockless + locked()`.
+    pub writes: u64,
+    /// Writes of the value that was there.
+    pub same: u64,
+    /// Those of `same` that took the mmu_lock.
+    pub same_locked: u64,
+    /// Writes of another value that took no lock until the next guest access.
+    pub lockless: u64,
+    /// Writes of another value whose root was not cached.
+    pub locked_miss: u64,
+    /// Writes of another value that hit a cached root and had to sync it.
+    pub locked_unsync: u64,
+}
+
+impl Cr3Stats {
+    /// Writes of another value that took the lock.
+    pub fn locked(&self) -> u64 {
+        self.locked_miss + self.locked_unsync
+    }
+
+    /// Adds another vCPU's.
+    pub fn add(&mut self, other: &Cr3Stats) {
+        self.writes += other.writes;
+        self.same += other.same;
+        self.same_locked += other.same_locked;
+        self.lockless += other.lockless;
+        self.locked_miss += other.locked_miss;
+        self.locked_unsync += other.locked_unsync;
+    }
+}
+
+/// Everything one vCPU counts, or the sum over a machine.
+#[derive(Clone, Debug, Default)]
+pub struct VcpuStats {
+    /// KVM's counters.
+    pub counters: Counters,
+    /// Use of the mmu_lock.
+    pub lock: LockStats,
+    /// CR3 writes by class.
+    pub cr3: Cr3Stats,
+    /// Durations of CR3 writes, where asked for.
+    pub cr3_write: Option<Box<Nanos>>,
+    /// Times that the whole TLB was flushed, whatever the cause.
+    pub tlb_full_flushes: u64,
+    /// Shadow pages synced.
+    pub sync_pages: u64,
+    /// Those of them in which no entry changed.
+    pub sync_pages_unchanged: u64,
+}
+
+impl VcpuStats {
+    /// Empty statistics that keep the durations asked for.
+    pub fn new(lock_times: bool, cr3_times: bool) -> Self {
+        Self { lock: LockStats::new(lock_times), cr3_write: cr3_times.then(Box::default), ..Self::default() }
+    }
+
+    /// Adds another vCPU's.
+    pub fn add(&mut self, other: &VcpuStats) {
+        self.counters.add(&other.counters);
+        self.lock.add(&other.lock);
+        self.cr3.add(&other.cr3);
+        if let Some(theirs) = &other.cr3_write {
+            self.cr3_write.get_or_insert_default().add(theirs);
+        }
+        self.tlb_full_flushes += other.tlb_full_flushes;
+        self.sync_pages += other.sync_pages;
+        self.sync_pages_unchanged += other.sync_pages_unchanged;
+    }
+}
+
+/// Statistics of a machine at rest.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    /// The sum over vCPUs and the host's own operations.
+    pub total: VcpuStats,
+    /// Each vCPU's own.
+    pub per_vcpu: Vec<VcpuStats>,
+    /// Shadow pages in use now.
+    pub shadow_pages_live: u64,
+    /// Most shadow pages that were in use at once.
+    pub shadow_pages_peak: u64,
+    /// Bytes of SPTEs and metadata at that peak.
+    pub shadow_bytes_peak: u64,
+}

@@ -1,0 +1,180 @@
+//! A guest access: the bracketed section in which the vCPU is inside the guest, and the exits around it.
+//!
+//! docs/machine.md, 5. The section holds TLB lookup or shadow walk *and* the load or store itself, so that a remote
+//! flush, which waits for open sections, waits for the store as well (D.3, E075).
+
+use super::{MAX_TRIES, Vcpu, enter::Entry, fault::Handled};
+use crate::{
+    access::{AccessFlags, AccessKind},
+    addr::{Gpa, Gva, PAGE_SIZE, SpteRef},
+    error::{Error, Result},
+    mmu::{PagingContext, Shared},
+    op::Outcome,
+    shadow::publish,
+    spte::Spte,
+};
+
+/// What an access does once it is translated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Action {
+    /// Nothing: the gpa is the result.
+    Translate,
+    /// Load this many bytes.
+    Load(u8),
+    /// Store the value's low bytes.
+    Store {
+        /// The value.
+        value: u64,
+        /// Bytes: 1, 2, 4 or 8.
+        size: u8,
+    },
+}
+
+/// What the inside of the guest came to.
+enum Inside {
+    Done(Outcome),
+    /// The shadow tables denied the access; whether they had an entry.
+    Fault {
+        present: bool,
+    },
+}
+
+impl Vcpu {
+    /// Performs one guest access.
+    #[inline]
+    pub(crate) fn access(
+        &mut self,
+        shared: &Shared,
+        gva: Gva,
+        kind: AccessKind,
+        flags: AccessFlags,
+        action: Action,
+    ) -> Result<Outcome> {
+        if self.shut_down {
+            return Ok(Outcome::TripleFault);
+        }
+        let Some(paging) = self.cx.paging else {
+            return self.regs.require_paging().map(|_| Outcome::TripleFault);
+        };
+        if !gva.is_canonical(paging.va_bits) {
+            return Ok(Outcome::GeneralProtection);
+        }
+        for _ in 0..MAX_TRIES {
+            if self.prepare_entry(shared)? == Entry::ShutDown {
+                return Ok(Outcome::TripleFault);
+            }
+            let mode = &shared.modes[self.index];
+            if !mode.enter() {
+                continue;
+            }
+            let inside = self.inside(shared, &paging, gva, kind, flags, action);
+            shared.modes[self.index].leave();
+            match inside {
+                Inside::Done(outcome) => return Ok(outcome),
+                Inside::Fault { present } => {
+                    match self.handle_page_fault(shared, &paging, gva, kind, flags, present)? {
+                        Handled::Retry => {}
+                        Handled::Emulate(gpa) => return Ok(self.emulate_write(shared, gpa, action)),
+                        Handled::Mmio(gpa) => return Ok(Outcome::Mmio(gpa)),
+                        Handled::Guest(fault) => return Ok(Outcome::PageFault { address: gva, code: fault.code }),
+                    }
+                }
+            }
+        }
+        Err(Error::NoProgress { gva, tries: MAX_TRIES })
+    }
+
+    /// Inside the guest: TLB, then the shadow tables, then memory.
+    #[inline]
+    fn inside(
+        &mut self,
+        shared: &Shared,
+        paging: &PagingContext,
+        gva: Gva,
+        kind: AccessKind,
+        flags: AccessFlags,
+        action: Action,
+    ) -> Inside {
+        let rules = paging.rules.shadow();
+        if let Some(value) = self.tlb.lookup(gva.page()) {
+            let spte = Spte::from_raw(value);
+            if rules.permits(spte.access(), kind, flags) && spte.missing_ad(kind.is_write()) == 0 {
+                return Inside::Done(perform(shared, spte, gva, action));
+            }
+            self.tlb.drop_page(gva.page());
+        }
+        match self.hardware_walk(shared, gva) {
+            None => Inside::Fault { present: false },
+            Some((at, seen)) => {
+                if !rules.permits(seen.access(), kind, flags) {
+                    return Inside::Fault { present: true };
+                }
+                let Some(spte) = set_accessed_dirty(shared, at, seen, kind) else {
+                    // The entry changed under the walk; the exit finds out what it is now.
+                    return Inside::Fault { present: false };
+                };
+                self.tlb.fill(gva.page(), spte.raw());
+                Inside::Done(perform(shared, spte, gva, action))
+            }
+        }
+    }
+
+    /// The hardware's walk of the shadow tables: the leaf and where it is, `None` at an entry that is not present.
+    #[inline]
+    fn hardware_walk(&self, shared: &Shared, gva: Gva) -> Option<(SpteRef, Spte)> {
+        let mut sp = self.root().shadow_page()?;
+        let mut level = shared.arena.header(sp).role().level();
+        loop {
+            let at = SpteRef::new(sp, level.index(gva));
+            let spte = shared.spte(at);
+            if !spte.is_present() {
+                return None;
+            }
+            if level.is_last() {
+                return Some((at, spte));
+            }
+            sp = spte.child()?;
+            level = level.down();
+        }
+    }
+}
+
+/// Sets A (and D for a write) where clear, on the value just read and no other; `None` if it had changed.
+#[inline]
+fn set_accessed_dirty(shared: &Shared, at: SpteRef, seen: Spte, kind: AccessKind) -> Option<Spte> {
+    let missing = seen.missing_ad(kind.is_write());
+    if missing == 0 {
+        return Some(seen);
+    }
+    let slot = &shared.arena.sptes(at.sp)[at.at()];
+    publish::set_accessed_dirty(slot, seen.raw(), missing).ok().map(Spte::from_raw)
+}
+
+/// Loads or stores through a host frame.
+#[inline]
+fn perform(shared: &Shared, spte: Spte, gva: Gva, action: Action) -> Outcome {
+    let gpa = Gpa::new(spte.pfn().gfn().gpa().get() | gva.offset());
+    Outcome::Ok(match action {
+        Action::Translate => gpa.get(),
+        Action::Load(size) => shared.memory.load(gpa, size).unwrap_or(u64::MAX),
+        Action::Store { value, size } => {
+            shared.memory.store(gpa, value, size);
+            gpa.get()
+        }
+    })
+}
+
+/// Checks the size and the place of a load or store.
+///
+/// # Errors
+/// [`Error::BadOp`] for a size that is not 1, 2, 4 or 8; [`Error::PageCrossing`].
+pub(crate) fn check_size(gva: Gva, size: u64) -> Result<u8> {
+    if !matches!(size, 1 | 2 | 4 | 8) {
+        return Err(Error::BadOp { what: "size", got: size.to_string(), expected: "1, 2, 4 or 8".into() });
+    }
+    let size = size as u8;
+    if gva.offset() + u64::from(size) > PAGE_SIZE {
+        return Err(Error::PageCrossing { gva, size });
+    }
+    Ok(size)
+}

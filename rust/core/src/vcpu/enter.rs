@@ -1,0 +1,199 @@
+//! Guest entry: requests in their order, then the root.
+//!
+//! KVM: `vcpu_enter_guest`, `kvm_mmu_reload` (A.5, E074).
+
+use super::{
+    Vcpu,
+    cr3_watch::Stopwatch,
+    roots::{RootInfo, RootSet},
+};
+use crate::{
+    addr::{Gpa, Hpa, PHYS_MASK},
+    config::Policy,
+    error::Result,
+    mmu::{Requests, Shared},
+    shadow::publish,
+    stats::LockReason,
+};
+
+/// What came of an attempt to enter the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Entry {
+    /// Requests are serviced and a root is loaded.
+    Ready,
+    /// The vCPU is shut down.
+    ShutDown,
+}
+
+impl Vcpu {
+    /// Services requests and loads a root until nothing is pending.
+    #[inline]
+    pub(crate) fn prepare_entry(&mut self, shared: &Shared) -> Result<Entry> {
+        if self.shut_down {
+            return Ok(Entry::ShutDown);
+        }
+        let nothing = self.cx.requests.is_empty() && shared.modes[self.index].pending() == 0;
+        if nothing && self.root().is_valid() && !self.watch.is_open() {
+            return Ok(Entry::Ready);
+        }
+        self.prepare_entry_slowly(shared)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn prepare_entry_slowly(&mut self, shared: &Shared) -> Result<Entry> {
+        let stopwatch = Stopwatch::start(&self.cx.stats);
+        let before = core::mem::replace(&mut self.cx.took_lock, false);
+        let mut loaded = false;
+        let mut result = Ok(Entry::Ready);
+        while result == Ok(Entry::Ready) && !(self.pending(shared).is_empty() && self.root().is_valid()) {
+            result = self.service_requests(shared);
+            if result == Ok(Entry::Ready) && !self.root().is_valid() {
+                loaded = true;
+                result = self.load_root(shared).map(|()| Entry::Ready);
+            }
+        }
+        self.watch.entered(self.cx.took_lock, loaded, &stopwatch);
+        self.watch.settle(&mut self.cx.stats);
+        self.cx.took_lock |= before;
+        result
+    }
+
+    /// Takes a request if it is pending. A taken bit is cleared before it is acted on.
+    fn take(&mut self, shared: &Shared, request: Requests) -> bool {
+        let own = self.cx.requests.contains(request);
+        self.cx.requests.remove(request);
+        shared.modes[self.index].take(request.bits()) != 0 || own
+    }
+
+    fn service_requests(&mut self, shared: &Shared) -> Result<Entry> {
+        if self.take(shared, Requests::TRIPLE_FAULT) {
+            self.shut_down = true;
+            return Ok(Entry::ShutDown);
+        }
+        if self.take(shared, Requests::FREE_OBSOLETE_ROOTS) {
+            self.free_obsolete_roots(shared);
+        }
+        if self.take(shared, Requests::MMU_SYNC) {
+            self.sync_roots(shared);
+        }
+        // The root that the hardware would load is `roots.current` already; the request keeps KVM's order (E022).
+        self.take(shared, Requests::LOAD_MMU_PGD);
+        if self.take(shared, Requests::TLB_FLUSH) {
+            self.take(shared, Requests::TLB_FLUSH_CURRENT);
+            self.serve_flush();
+        }
+        if self.take(shared, Requests::TLB_FLUSH_CURRENT) {
+            self.serve_flush();
+        }
+        if self.take(shared, Requests::TLB_FLUSH_GUEST) {
+            self.sync_roots(shared);
+            self.free_unsync_previous(shared);
+            self.serve_flush();
+        }
+        Ok(Entry::Ready)
+    }
+
+    fn serve_flush(&mut self) {
+        self.cx.stats.counters.tlb_flush += 1;
+        self.tlb.flush();
+    }
+
+    /// Syncs the current root. Without the lock if its flags are clear, but for the policy that knew no such test.
+    ///
+    /// KVM: `kvm_mmu_sync_roots` (E050). Audit hooks of upstream sat inside the lock only (E053), as ours do.
+    pub(crate) fn sync_roots(&mut self, shared: &Shared) {
+        let Some(root) = self.root().shadow_page() else { return };
+        // The instruction that brought us here (MOV to CR3, CR4) serializes: the guest's stores to its tables come before
+        // the look at the root's flags (D.3, P12). An x86 CPU has that for free; here it is a fence.
+        publish::barrier_before_observe();
+        if shared.config.policy == Policy::Locked || shared.arena.header(root).sync_state().observe() {
+            shared.lock(&mut self.cx, LockReason::Sync).sync_children(root);
+        }
+    }
+
+    /// Loads the root for CR3: allocate, sync, flush. KVM: `kvm_mmu_load` (E036).
+    fn load_root(&mut self, shared: &Shared) -> Result<()> {
+        let gfn = Gpa::new(self.regs.cr3 & PHYS_MASK).gfn();
+        let role = match &self.cx.paging {
+            Some(paging) => paging.role,
+            None => return self.regs.require_paging().map(|_| ()),
+        };
+        if !shared.is_visible(gfn) {
+            if shared.config.policy.is_lru() {
+                self.set_current_root(shared, Hpa::DUMMY_ROOT);
+                self.tlb.flush();
+            } else {
+                // Up to 6.5: the pgd is outside memory, so the guest is shut down (E015); the caller's loop services this.
+                self.cx.requests |= Requests::TRIPLE_FAULT;
+            }
+            return Ok(());
+        }
+        let hpa = shared.lock(&mut self.cx, LockReason::Load).alloc_root(gfn, role)?;
+        self.set_current_root(shared, hpa);
+        self.sync_roots(shared);
+        self.tlb.flush();
+        Ok(())
+    }
+
+    fn set_current_root(&mut self, shared: &Shared, hpa: Hpa) {
+        self.roots.current.hpa = hpa;
+        if shared.config.policy.is_lru() {
+            self.roots.current.pgd = self.regs.cr3;
+        }
+    }
+
+    /// Frees the selected roots; no lock if none of them is valid (E004). KVM: `kvm_mmu_free_roots`.
+    pub(crate) fn free_roots(&mut self, shared: &Shared, set: RootSet) {
+        let selected = |position: usize| {
+            set.contains(if position == 0 { RootSet::CURRENT } else { RootSet::previous(position - 1) })
+        };
+        if !self.roots.iter().enumerate().any(|(at, root)| selected(at) && root.hpa.is_valid()) {
+            return;
+        }
+        let mut locked = shared.lock(&mut self.cx, LockReason::Free);
+        for (index, slot) in self.roots.previous.iter_mut().enumerate() {
+            if set.contains(RootSet::previous(index)) && slot.hpa.is_valid() {
+                locked.put_root(slot.hpa);
+                slot.hpa = Hpa::INVALID;
+            }
+        }
+        if set.contains(RootSet::CURRENT) && self.roots.current.hpa.is_valid() {
+            locked.put_root(self.roots.current.hpa);
+            self.roots.current = RootInfo::NONE;
+        }
+        locked.commit_zap();
+    }
+
+    /// Frees the roots whose page was zapped, and a dummy root (E151).
+    fn free_obsolete_roots(&mut self, shared: &Shared) {
+        self.free_roots_where(
+            shared,
+            |hpa| hpa.is_valid() && hpa.shadow_page().is_none_or(|sp| shared.arena.header(sp).role().is_invalid()),
+            RootSet::CURRENT,
+        );
+    }
+
+    /// Frees the previous roots that would need a sync. KVM: `kvm_mmu_sync_prev_roots`.
+    fn free_unsync_previous(&mut self, shared: &Shared) {
+        self.free_roots_where(
+            shared,
+            |hpa| hpa.shadow_page().is_some_and(|sp| shared.arena.header(sp).sync_state().observe()),
+            RootSet::none(),
+        );
+    }
+
+    /// Frees previous roots, and the current one if `candidates` has it, for which `which` holds.
+    fn free_roots_where(&mut self, shared: &Shared, which: impl Fn(Hpa) -> bool, candidates: RootSet) {
+        let mut set = RootSet::none();
+        if candidates.contains(RootSet::CURRENT) && which(self.roots.current.hpa) {
+            set = set.with(RootSet::CURRENT);
+        }
+        for (index, root) in self.roots.previous.iter().enumerate() {
+            if which(root.hpa) {
+                set = set.with(RootSet::previous(index));
+            }
+        }
+        self.free_roots(shared, set);
+    }
+}

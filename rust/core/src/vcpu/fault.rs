@@ -1,0 +1,116 @@
+//! The page fault outside the lock: guest walk, write tracking, MMIO; then the locked part.
+//!
+//! KVM: `FNAME(page_fault)`, `page_fault_handle_page_track` (C.4).
+
+use super::Vcpu;
+use crate::{
+    access::{Access, AccessFlags, AccessKind, FaultCode},
+    addr::{Gpa, Gva, SpteRef},
+    config::Mutant,
+    error::Result,
+    mmu::{FaultOutcome, GuestFault, PagingContext, Shared},
+    paging::{GuestWalk, WalkContext, walk},
+    stats::LockReason,
+};
+
+/// What a page fault asks of the access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Handled {
+    /// Try it again.
+    Retry,
+    /// Do it by emulation: the frame is a write-protected table.
+    Emulate(Gpa),
+    /// It leaves for the device model.
+    Mmio(Gpa),
+    /// The guest gets the fault.
+    Guest(GuestFault),
+}
+
+impl Vcpu {
+    /// Handles a fault that the shadow tables gave. `present`: they had an entry that denied the access.
+    #[inline]
+    pub(crate) fn handle_page_fault(
+        &mut self,
+        shared: &Shared,
+        paging: &PagingContext,
+        gva: Gva,
+        kind: AccessKind,
+        flags: AccessFlags,
+        present: bool,
+    ) -> Result<Handled> {
+        self.cx.stats.counters.pf_taken += 1;
+        let context = WalkContext {
+            root_level: paging.role.level(),
+            reserved: paging.reserved,
+            rules: paging.rules,
+            keep_write_when_clean: shared.mutated(Mutant::WalkKeepsWriteWhenClean),
+        };
+        let mut found = match walk(&shared.memory, &context, self.regs.cr3, gva, kind, flags) {
+            Ok(found) => found,
+            Err(code) => return Ok(Handled::Guest(self.inject(shared, gva, code))),
+        };
+        let gpa = Gpa::new(found.gfn.gpa().get() | gva.offset());
+        let Some(slot) = shared.memory.slot(found.gfn) else {
+            self.cx.stats.counters.mmio_exits += 1;
+            return Ok(Handled::Mmio(gpa));
+        };
+        if kind.is_write() && present && slot.is_write_tracked(found.gfn) {
+            self.clear_flooding_on_path(shared, gva);
+            self.cx.stats.counters.pf_emulate += 1;
+            return Ok(Handled::Emulate(gpa));
+        }
+        fix_supervisor_write(&mut found, paging, kind, flags);
+        let root = self.root();
+        let outcome = shared.lock(&mut self.cx, LockReason::Fault).fetch(root, &found, gva, kind.is_write())?;
+        let counters = &mut self.cx.stats.counters;
+        match outcome {
+            FaultOutcome::Retry => {}
+            FaultOutcome::Fixed => counters.pf_fixed += 1,
+            FaultOutcome::Spurious => counters.pf_spurious += 1,
+            FaultOutcome::Emulate => {
+                counters.pf_emulate += 1;
+                return Ok(Handled::Emulate(gpa));
+            }
+        }
+        Ok(Handled::Retry)
+    }
+
+    /// A fault for the guest, which evicts the address it is about (E070).
+    fn inject(&mut self, shared: &Shared, gva: Gva, code: FaultCode) -> GuestFault {
+        self.cx.stats.counters.pf_guest += 1;
+        self.tlb.drop_page(gva.page());
+        if code.contains(FaultCode::PRESENT) && !code.contains(FaultCode::RSVD) {
+            self.evict_faulting_address(shared, gva);
+        }
+        GuestFault { code }
+    }
+
+    /// Zeroes the flooding counts of the shadow pages that translate `gva`, without the lock.
+    ///
+    /// KVM: `shadow_page_table_clear_flood`. A page that is freed meanwhile still has its header: the arena keeps it.
+    fn clear_flooding_on_path(&mut self, shared: &Shared, gva: Gva) {
+        let mut next = self.root().shadow_page();
+        while let Some(sp) = next {
+            let header = shared.arena.header(sp);
+            header.clear_flooding();
+            let level = header.role().level();
+            next = if level.is_last() { None } else { shared.spte(SpteRef::new(sp, level.index(gva))).child() };
+        }
+    }
+}
+
+/// CR0.WP=0: shadow paging has no write right for the supervisor alone, so a supervisor write to a read-only page maps it
+/// writable and takes it from the user, and with SMEP from execution (B.5, E110).
+fn fix_supervisor_write(walk: &mut GuestWalk, paging: &PagingContext, kind: AccessKind, flags: AccessFlags) {
+    let applies = kind.is_write()
+        && !flags.is_user()
+        && !paging.rules.write_protects_supervisor()
+        && !walk.access.contains(Access::WRITE);
+    if applies {
+        walk.access.insert(Access::WRITE);
+        walk.access.remove(Access::USER);
+        if paging.rules.smep() {
+            walk.access.remove(Access::EXEC);
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! One virtual CPU: registers, root cache, TLB, and the way in and out of the guest.
+//!
+//! Everything here is owned by the thread that drives the vCPU. Other threads reach it through requests only.
+
+pub(crate) mod access;
+mod cr3_watch;
+mod emulate;
+mod enter;
+mod fault;
+mod invlpg;
+mod registers;
+pub mod roots;
+mod switch;
+pub mod tlb;
+
+use self::{cr3_watch::Cr3Watch, roots::RootCache, tlb::Tlb};
+use crate::{
+    addr::Hpa,
+    config::VmConfig,
+    error::Result,
+    mmu::{MmuCx, PagingContext, Requests, Shared, VcpuView},
+    op::Outcome,
+    regs::ControlRegs,
+    stats::VcpuStats,
+};
+
+/// Tries without progress after which an access is given up as a bug of this library.
+pub const MAX_TRIES: u32 = 1000;
+
+/// The private state of one vCPU. 128-byte aligned: no line of it is shared.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct Vcpu {
+    pub(crate) index: usize,
+    pub(crate) regs: ControlRegs,
+    pub(crate) roots: RootCache,
+    pub(crate) tlb: Tlb,
+    pub(crate) cx: MmuCx,
+    pub(crate) watch: Cr3Watch,
+    /// A triple fault was taken.
+    pub(crate) shut_down: bool,
+}
+
+impl Vcpu {
+    pub(crate) fn new(index: usize, config: &VmConfig) -> Self {
+        let regs = ControlRegs::default();
+        let mut cx = MmuCx::new(Some(index), config);
+        cx.paging = PagingContext::derive(&regs, config.maxphyaddr);
+        Self {
+            index,
+            regs,
+            roots: RootCache::new(config.policy.prev_roots()),
+            tlb: Tlb::new(config.tlb_entries),
+            cx,
+            watch: Cr3Watch::default(),
+            shut_down: false,
+        }
+    }
+
+    /// Every request that is pending, this vCPU's own and those of others.
+    pub(crate) fn pending(&self, shared: &Shared) -> Requests {
+        self.cx.requests | Requests::from_bits_truncate(shared.modes[self.index].pending())
+    }
+
+    /// What the audit looks at.
+    pub(crate) fn view(&self, shared: &Shared) -> VcpuView {
+        VcpuView {
+            roots: self.roots.iter().map(|root| (root.pgd, root.hpa)).collect(),
+            tagged: shared.config.policy.is_lru(),
+            pending: self.pending(shared),
+            tlb: self.tlb.iter().collect(),
+        }
+    }
+
+    /// The current root, if it has a shadow page.
+    #[inline]
+    pub(crate) fn root(&self) -> Hpa {
+        self.roots.current.hpa
+    }
+
+    /// This vCPU's statistics, with the CR3 write that is still open settled by what it took itself.
+    pub(crate) fn statistics(&mut self) -> VcpuStats {
+        self.watch.settle(&mut self.cx.stats);
+        let mut stats = self.cx.stats.clone();
+        stats.tlb_full_flushes = self.tlb.full_flushes();
+        stats
+    }
+
+    /// Enters the guest once without an access.
+    pub(crate) fn enter_once(&mut self, shared: &Shared) -> Result<Outcome> {
+        if self.shut_down {
+            return Ok(Outcome::TripleFault);
+        }
+        self.regs.require_paging()?;
+        loop {
+            if self.prepare_entry(shared)? == enter::Entry::ShutDown {
+                return Ok(Outcome::TripleFault);
+            }
+            let mode = &shared.modes[self.index];
+            if mode.enter() {
+                mode.leave();
+                return Ok(Outcome::Ok(0));
+            }
+        }
+    }
+}

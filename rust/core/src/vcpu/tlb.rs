@@ -1,0 +1,191 @@
+//! The software TLB that stands for the hardware's: set-associative, deterministic, flushed in O(1).
+//!
+//! docs/machine.md, 5. The model in Python keeps the same entries in the same slots.
+
+/// Most slots of a set.
+const MAX_WAYS: usize = 12;
+/// Bits of the tag that hold the page number plus one.
+const PAGE_BITS: u32 = 53;
+
+/// One vCPU's TLB: page numbers to leaf SPTEs.
+pub struct Tlb {
+    ways: usize,
+    sets: usize,
+    /// `sets - 1` where that is a mask.
+    mask: Option<u64>,
+    tags: Box<[u64]>,
+    values: Box<[u64]>,
+    pointers: Box<[u8]>,
+    /// Tags of another generation are empty slots: bumping it flushes everything.
+    generation: u64,
+    full_flushes: u64,
+}
+
+impl core::fmt::Debug for Tlb {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Tlb({} sets of {}, {} valid)", self.sets, self.ways, self.iter().count())
+    }
+}
+
+impl Tlb {
+    /// A TLB of `entries` slots; none if 0.
+    pub fn new(entries: usize) -> Self {
+        let ways = (1..=MAX_WAYS).rev().find(|ways| entries % ways == 0).unwrap_or(1).min(entries.max(1));
+        let sets = entries / ways;
+        Self {
+            ways,
+            sets,
+            mask: sets.is_power_of_two().then(|| sets as u64 - 1),
+            tags: vec![0; entries].into(),
+            values: vec![0; entries].into(),
+            pointers: vec![0; sets].into(),
+            generation: 0,
+            full_flushes: 0,
+        }
+    }
+
+    #[inline]
+    fn set_of(&self, page: u64) -> usize {
+        match self.mask {
+            Some(mask) => (page & mask) as usize,
+            None => (page % self.sets as u64) as usize,
+        }
+    }
+
+    /// Generation in the high bits, page number plus one in the low ones: never 0, so a zeroed slot is empty.
+    #[inline]
+    fn tag(&self, page: u64) -> u64 {
+        self.generation << PAGE_BITS | (page + 1)
+    }
+
+    #[inline]
+    fn slot(&self, page: u64) -> Option<usize> {
+        let start = self.set_of(page) * self.ways;
+        let tag = self.tag(page);
+        self.tags[start..start + self.ways].iter().position(|&t| t == tag).map(|way| start + way)
+    }
+
+    /// The entry of a page.
+    #[inline]
+    pub fn lookup(&self, page: u64) -> Option<u64> {
+        if self.sets == 0 {
+            return None;
+        }
+        self.slot(page).map(|slot| self.values[slot])
+    }
+
+    /// Puts an entry in: in its old place, or over the slot at the set's pointer.
+    #[inline]
+    pub fn fill(&mut self, page: u64, value: u64) {
+        if self.sets == 0 {
+            return;
+        }
+        let slot = self.slot(page).unwrap_or_else(|| {
+            let set = self.set_of(page);
+            let way = usize::from(self.pointers[set]);
+            self.pointers[set] = if way + 1 == self.ways { 0 } else { way as u8 + 1 };
+            set * self.ways + way
+        });
+        self.tags[slot] = self.tag(page);
+        self.values[slot] = value;
+    }
+
+    /// Drops one page. INVLPG.
+    #[inline]
+    pub fn drop_page(&mut self, page: u64) {
+        if self.sets != 0
+            && let Some(slot) = self.slot(page)
+        {
+            self.tags[slot] = 0;
+        }
+    }
+
+    /// Drops everything, in O(1) but for one time in 2,047.
+    #[inline]
+    pub fn flush(&mut self) {
+        self.full_flushes += 1;
+        self.generation += 1;
+        if self.generation >> (64 - PAGE_BITS) != 0 {
+            self.generation = 0;
+            self.tags.fill(0);
+        }
+    }
+
+    /// Times that everything was dropped.
+    pub const fn full_flushes(&self) -> u64 {
+        self.full_flushes
+    }
+
+    /// The valid entries: (page number, value).
+    pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.slots().filter_map(|(page, value)| page.map(|page| (page, value)))
+    }
+
+    /// Number of sets.
+    pub const fn sets(&self) -> usize {
+        self.sets
+    }
+
+    /// Each set: its pointer and its slots.
+    pub fn set(&self, set: usize) -> (u8, impl Iterator<Item = (Option<u64>, u64)> + '_) {
+        (self.pointers[set], self.slots().skip(set * self.ways).take(self.ways))
+    }
+
+    fn slots(&self) -> impl Iterator<Item = (Option<u64>, u64)> + '_ {
+        self.tags.iter().zip(&self.values).map(|(&tag, &value)| {
+            let page = tag & ((1 << PAGE_BITS) - 1);
+            if page != 0 && tag >> PAGE_BITS == self.generation { (Some(page - 1), value) } else { (None, 0) }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn geometry_is_the_largest_divisor_up_to_twelve() {
+        for (entries, ways, sets) in [(1536, 12, 128), (8, 8, 1), (13, 1, 13), (26, 2, 13), (1, 1, 1), (0, 12, 0)] {
+            let tlb = Tlb::new(entries);
+            assert_eq!((tlb.ways, tlb.sets), (ways, sets), "{entries}");
+        }
+    }
+
+    #[test]
+    fn replacement_is_round_robin_and_survives_flushes() {
+        let mut tlb = Tlb::new(2);
+        tlb.fill(1, 11);
+        tlb.fill(2, 22);
+        tlb.fill(1, 12);
+        assert_eq!((tlb.lookup(1), tlb.lookup(2)), (Some(12), Some(22)));
+        tlb.fill(3, 33);
+        assert_eq!((tlb.lookup(1), tlb.lookup(2), tlb.lookup(3)), (None, Some(22), Some(33)));
+        tlb.flush();
+        assert_eq!(tlb.iter().count(), 0);
+        tlb.fill(5, 55);
+        assert_eq!(tlb.set(0).0, 0, "the pointer went on from 1");
+        tlb.drop_page(5);
+        assert_eq!(tlb.lookup(5), None);
+    }
+
+    #[test]
+    fn a_generation_that_wraps_brings_nothing_back() {
+        let mut tlb = Tlb::new(4);
+        for page in 0..5000 {
+            tlb.fill(page, page);
+            tlb.flush();
+            assert_eq!(tlb.iter().count(), 0, "{page}");
+        }
+        tlb.fill((1 << 52) - 1, 7);
+        assert_eq!(tlb.lookup((1 << 52) - 1), Some(7));
+        assert_eq!(tlb.full_flushes(), 5000);
+    }
+
+    #[test]
+    fn no_entries_keep_nothing() {
+        let mut tlb = Tlb::new(0);
+        tlb.fill(1, 1);
+        assert_eq!(tlb.lookup(1), None);
+        tlb.drop_page(1);
+    }
+}

@@ -1,0 +1,363 @@
+//! A whole machine, and the way to its vCPUs.
+
+use lock_api::{Mutex, MutexGuard};
+use shadow_mmu_sys::lock::QueuedLock;
+
+use crate::{
+    access::{AccessFlags, AccessKind},
+    addr::{ENTRIES, Gfn, Gpa, Gva, PAGE_SIZE, SpId, SpteRef},
+    config::VmConfig,
+    error::{Error, Result},
+    memory::GuestMemory,
+    mmu::{MmuCx, Shared, Violation},
+    op::{Op, OpKind, Outcome},
+    regs::{ControlRegs, Writer},
+    shadow::{arena::ShadowArena, page::SpLocked},
+    stats::{LockReason, Stats, VcpuStats},
+    trace::TraceRecord,
+    vcpu::{
+        Vcpu,
+        access::{Action, check_size},
+    },
+};
+
+/// A page of words, as [`OpKind::HostPage`] takes it.
+pub type PageWords = [u64; ENTRIES];
+
+/// A virtual machine: guest memory, shadow MMU, vCPUs.
+#[derive(Debug)]
+pub struct Vm {
+    pub(crate) shared: Shared,
+    vcpus: Box<[Mutex<QueuedLock, Vcpu>]>,
+    host: Mutex<QueuedLock, MmuCx>,
+}
+
+/// Exclusive use of one vCPU.
+#[derive(Debug)]
+pub struct Cpu<'a> {
+    shared: &'a Shared,
+    vcpu: MutexGuard<'a, QueuedLock, Vcpu>,
+}
+
+/// One shadow page, for people to look at.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ShadowPageInfo {
+    /// Its number.
+    pub id: u32,
+    /// Gfn of the guest table, or the first gfn mapped.
+    pub gfn: Gfn,
+    /// Role word.
+    pub role: u32,
+    /// Whether it is unsync.
+    pub unsync: bool,
+    /// Entries that are, or lead to, unsync pages.
+    pub unsync_children: u32,
+    /// Emulated writes since it was last used.
+    pub flooding: u32,
+    /// References as a root.
+    pub root_count: u32,
+    /// Links that lead here: (page, index).
+    pub parents: Vec<(u32, u16)>,
+    /// Present entries: (index, SPTE).
+    pub sptes: Vec<(u16, u64)>,
+}
+
+impl Vm {
+    /// Makes a machine.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a value out of range, [`Error::OutOfMemory`].
+    pub fn new(config: VmConfig) -> Result<Vm> {
+        let shared = Shared::new(config)?;
+        let vcpus = (0..shared.config.vcpus).map(|index| Mutex::new(Vcpu::new(index, &shared.config))).collect();
+        let host = Mutex::new(MmuCx::new(None, &shared.config));
+        Ok(Vm { shared, vcpus, host })
+    }
+
+    /// What the machine is made of.
+    pub fn config(&self) -> &VmConfig {
+        &self.shared.config
+    }
+
+    /// Guest memory, for reading. Writes go through [`host_write`](Self::host_write).
+    pub fn memory(&self) -> &GuestMemory {
+        &self.shared.memory
+    }
+
+    /// Takes one vCPU.
+    ///
+    /// # Errors
+    /// [`Error::NoVcpu`]; [`Error::Busy`] while another thread has it.
+    #[inline]
+    pub fn cpu(&self, index: usize) -> Result<Cpu<'_>> {
+        let vcpu = self.vcpus.get(index).ok_or(Error::NoVcpu { vcpu: index, count: self.vcpus.len() })?;
+        let vcpu = vcpu.try_lock().ok_or(Error::Busy { vcpu: index })?;
+        Ok(Cpu { shared: &self.shared, vcpu })
+    }
+
+    /// Takes one vCPU, waiting for the thread that has it.
+    pub(crate) fn cpu_blocking(&self, index: usize) -> Cpu<'_> {
+        Cpu { shared: &self.shared, vcpu: self.vcpus[index].lock() }
+    }
+
+    fn all_cpus(&self) -> Result<Vec<Cpu<'_>>> {
+        (0..self.vcpus.len()).map(|index| self.cpu(index)).collect()
+    }
+
+    /// Reads guest memory from the host's side.
+    ///
+    /// # Errors
+    /// [`Error::NoSlot`] if any byte is outside the memslots.
+    pub fn host_read(&self, gpa: Gpa, out: &mut [u8]) -> Result<()> {
+        self.shared.memory.read(gpa, out)
+    }
+
+    /// Writes guest memory from the host's side; shadow entries made from words that change are dropped. One
+    /// acquisition of the mmu_lock, none for an empty write.
+    ///
+    /// # Errors
+    /// [`Error::NoSlot`] if any byte is outside the memslots; nothing is written then.
+    pub fn host_write(&self, gpa: Gpa, bytes: &[u8]) -> Result<()> {
+        self.shared.memory.require(gpa, bytes.len() as u64)?;
+        if !bytes.is_empty() {
+            self.shared.host_write_bytes(&mut self.host.lock(), gpa, bytes);
+        }
+        Ok(())
+    }
+
+    /// Adds a memslot (E016: a root that was outside memory works from the next access on).
+    ///
+    /// # Errors
+    /// As [`GuestMemory::add`].
+    pub fn add_memslot(&self, gpa: Gpa, bytes: u64) -> Result<()> {
+        let mut host = self.host.lock();
+        let mut locked = self.shared.lock(&mut host, LockReason::Host);
+        let index = self.shared.memory.add(gpa, bytes)?;
+        match self.shared.memory.iter().nth(index) {
+            Some(slot) => locked.state.rmaps.add_slot(slot),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks every invariant, all vCPUs at rest.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while a vCPU is driven.
+    pub fn audit(&self) -> Result<Vec<Violation>> {
+        let cpus = self.all_cpus()?;
+        Ok(self.audit_with(&cpus))
+    }
+
+    /// As [`audit`](Self::audit), waiting for vCPUs that are about to rest.
+    pub(crate) fn audit_blocking(&self) -> Vec<Violation> {
+        let cpus: Vec<_> = (0..self.vcpus.len()).map(|index| self.cpu_blocking(index)).collect();
+        self.audit_with(&cpus)
+    }
+
+    fn audit_with(&self, cpus: &[Cpu<'_>]) -> Vec<Violation> {
+        let views: Vec<_> = cpus.iter().map(|cpu| cpu.vcpu.view(&self.shared)).collect();
+        self.shared.lock(&mut self.host.lock(), LockReason::Audit).audit(&views)
+    }
+
+    /// Statistics, all vCPUs at rest.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while a vCPU is driven.
+    pub fn stats(&self) -> Result<Stats> {
+        let mut cpus = self.all_cpus()?;
+        let mut total = self.host.lock().stats.clone();
+        let per_vcpu: Vec<VcpuStats> = cpus.iter_mut().map(|cpu| cpu.vcpu.statistics()).collect();
+        per_vcpu.iter().for_each(|stats| total.add(stats));
+        let state = self.shared.peek();
+        let recorded = state.pages.iter().filter(|(_, page)| page.has_recorded()).count() as u64;
+        let page_bytes = ShadowArena::BYTES_PER_PAGE + size_of::<SpLocked>() as u64;
+        Ok(Stats {
+            total,
+            per_vcpu,
+            shadow_pages_live: state.pages.live(),
+            shadow_pages_peak: state.pages.peak(),
+            shadow_bytes_peak: state.pages.peak() * page_bytes + recorded * PAGE_SIZE,
+        })
+    }
+
+    /// Every shadow page in use.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while a vCPU is driven.
+    pub fn shadow_pages(&self) -> Result<Vec<ShadowPageInfo>> {
+        let _cpus = self.all_cpus()?;
+        let state = self.shared.peek();
+        let info = |(id, page): (SpId, &SpLocked)| {
+            let header = self.shared.arena.header(id);
+            let sync = header.sync_state();
+            ShadowPageInfo {
+                id: id.get(),
+                gfn: page.gfn,
+                role: page.role.word(),
+                unsync: sync.is_unsync_locked(),
+                unsync_children: sync.children_locked(),
+                flooding: header.flooding(),
+                root_count: page.root_count,
+                parents: page.parents.iter().map(|parent| (parent.sp.get(), parent.index)).collect(),
+                sptes: (0..ENTRIES)
+                    .map(|index| (index as u16, self.shared.spte(SpteRef::new(id, index)).raw()))
+                    .filter(|&(_, spte)| spte != 0)
+                    .collect(),
+            }
+        };
+        Ok(state.pages.iter().map(info).collect())
+    }
+
+    /// The state words of docs/machine.md, 11.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while a vCPU is driven.
+    pub fn state_words(&self) -> Result<Vec<u64>> {
+        let mut cpus = self.all_cpus()?;
+        let vcpus: Vec<&mut Vcpu> = cpus.iter_mut().map(|cpu| &mut *cpu.vcpu).collect();
+        Ok(crate::state::words(&self.shared, &vcpus, &self.host.lock()))
+    }
+
+    /// The event stream since the last call, if it is recorded.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while a vCPU is driven.
+    pub fn take_trace(&self) -> Result<Vec<TraceRecord>> {
+        let _cpus = self.all_cpus()?;
+        Ok(self.shared.peek().trace.as_mut().map(core::mem::take).unwrap_or_default())
+    }
+}
+
+impl Cpu<'_> {
+    /// Carries out one operation. `pages` are the rows that [`OpKind::HostPage`] names.
+    ///
+    /// # Errors
+    /// Host misuse; nothing is changed then.
+    #[inline]
+    pub fn execute(&mut self, op: &Op, pages: &[PageWords]) -> Result<Outcome> {
+        let kind = op.kind()?;
+        let writer = if op.has(Op::HOST) { Writer::Host } else { Writer::Guest };
+        let (shared, vcpu) = (self.shared, &mut *self.vcpu);
+        match kind {
+            OpKind::WriteCr3 => Ok(vcpu.write_cr3(shared, op.addr)),
+            OpKind::Read => self.access(Gva::new(op.addr), AccessKind::Read, op.access_flags()),
+            OpKind::Write => self.access(Gva::new(op.addr), AccessKind::Write, op.access_flags()),
+            OpKind::Fetch => self.access(Gva::new(op.addr), AccessKind::Fetch, op.access_flags()),
+            OpKind::Load => self.load(Gva::new(op.addr), u64::from(op.aux), op.access_flags()),
+            OpKind::Store => self.store(Gva::new(op.addr), op.value, u64::from(op.aux), op.access_flags()),
+            OpKind::Invlpg => vcpu.invlpg(shared, Gva::new(op.addr)),
+            OpKind::HostStore => self.host_words(Gpa::new(op.addr), core::slice::from_ref(&op.value), 8),
+            OpKind::HostPage => {
+                let page = pages.get(op.aux as usize).ok_or_else(|| Error::BadOp {
+                    what: "page row",
+                    got: op.aux.to_string(),
+                    expected: format!("below {}", pages.len()),
+                })?;
+                self.host_words(Gpa::new(op.addr), page, PAGE_SIZE)
+            }
+            OpKind::Nop => Ok(Outcome::Ok(0)),
+            OpKind::WriteCr0 => vcpu.write_cr0(shared, op.addr, writer),
+            OpKind::WriteCr4 => vcpu.write_cr4(shared, op.addr, writer),
+            OpKind::WriteEfer => vcpu.write_efer(shared, op.addr, writer),
+            OpKind::SyncTlb => vcpu.enter_once(shared),
+            OpKind::Work => {
+                crate::run::work(op.value);
+                Ok(Outcome::Ok(0))
+            }
+            OpKind::ZapGfn => {
+                shared.lock(&mut vcpu.cx, LockReason::Zap).zap_gfn(Gfn::new(op.addr));
+                Ok(Outcome::Ok(0))
+            }
+        }
+    }
+
+    fn host_words(&mut self, gpa: Gpa, words: &[u64], align: u64) -> Result<Outcome> {
+        if gpa.get() % align != 0 {
+            return Err(Error::BadOp { what: "gpa", got: gpa.to_string(), expected: format!("a multiple of {align}") });
+        }
+        self.shared.memory.require(gpa, words.len() as u64 * 8)?;
+        self.shared.host_write_words(&mut self.vcpu.cx, gpa, words);
+        Ok(Outcome::Ok(0))
+    }
+
+    /// MOV to CR3.
+    ///
+    /// # Errors
+    /// None today; the signature is that of the other register writes.
+    #[inline]
+    pub fn write_cr3(&mut self, value: u64) -> Result<Outcome> {
+        Ok(self.vcpu.write_cr3(self.shared, value))
+    }
+
+    /// MOV to CR0.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedMode`] if it would enter 32-bit or PAE paging.
+    pub fn write_cr0(&mut self, value: u64) -> Result<Outcome> {
+        self.vcpu.write_cr0(self.shared, value, Writer::Guest)
+    }
+
+    /// MOV to CR4.
+    ///
+    /// # Errors
+    /// As [`write_cr0`](Self::write_cr0).
+    pub fn write_cr4(&mut self, value: u64) -> Result<Outcome> {
+        self.vcpu.write_cr4(self.shared, value, Writer::Guest)
+    }
+
+    /// WRMSR to EFER.
+    ///
+    /// # Errors
+    /// As [`write_cr0`](Self::write_cr0).
+    pub fn write_efer(&mut self, value: u64) -> Result<Outcome> {
+        self.vcpu.write_efer(self.shared, value, Writer::Guest)
+    }
+
+    /// INVLPG.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedMode`] while paging is off.
+    pub fn invlpg(&mut self, gva: Gva) -> Result<Outcome> {
+        self.vcpu.invlpg(self.shared, gva)
+    }
+
+    /// Translates an access as the guest would make it; [`Outcome::Ok`] has the gpa.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedMode`] while paging is off, [`Error::OutOfMemory`] and [`Error::OutOfShadowPages`] if a
+    /// shadow page cannot be had.
+    #[inline]
+    pub fn access(&mut self, gva: Gva, kind: AccessKind, flags: AccessFlags) -> Result<Outcome> {
+        self.vcpu.access(self.shared, gva, kind, flags, Action::Translate)
+    }
+
+    /// Guest load of 1, 2, 4 or 8 bytes; [`Outcome::Ok`] has the value.
+    ///
+    /// # Errors
+    /// As [`access`](Self::access); [`Error::BadOp`] for another size, [`Error::PageCrossing`].
+    #[inline]
+    pub fn load(&mut self, gva: Gva, size: u64, flags: AccessFlags) -> Result<Outcome> {
+        let size = check_size(gva, size)?;
+        self.vcpu.access(self.shared, gva, AccessKind::Read, flags, Action::Load(size))
+    }
+
+    /// Guest store of 1, 2, 4 or 8 bytes; [`Outcome::Ok`] has the gpa. It may hit a page table.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    #[inline]
+    pub fn store(&mut self, gva: Gva, value: u64, size: u64, flags: AccessFlags) -> Result<Outcome> {
+        let size = check_size(gva, size)?;
+        self.vcpu.access(self.shared, gva, AccessKind::Write, flags, Action::Store { value, size })
+    }
+
+    /// The control registers.
+    pub fn regs(&self) -> &ControlRegs {
+        &self.vcpu.regs
+    }
+
+    /// Current root first, then the previous ones: (pgd, hpa).
+    pub fn roots(&self) -> Vec<(u64, u64)> {
+        self.vcpu.roots.iter().map(|root| (root.pgd, root.hpa.get())).collect()
+    }
+}
