@@ -43,16 +43,14 @@ class LockStats:
         By reason: load, free, sync, fault, pte_write, invlpg, zap, host, audit.
     contended : int
         Acquisitions that had to wait.
-    wait_ns : int
-        Time spent waiting, all vCPUs together.
-    hold_ns : Quantiles or None
-        How long it was held; ``None`` unless the machine was made with ``lock_times=True``.
+    wait_ns, hold_ns : Quantiles or None
+        How long a vCPU waited for it, and held it; ``None`` unless the machine was made with ``lock_times=True``.
 
     """
 
     acquisitions: Mapping[str, int]
     contended: int
-    wait_ns: int
+    wait_ns: Quantiles | None
     hold_ns: Quantiles | None
 
     @property
@@ -65,7 +63,7 @@ class LockStats:
         return {
             "acquisitions": dict(self.acquisitions),
             "contended": self.contended,
-            "wait_ns": self.wait_ns,
+            "wait_ns": self.wait_ns and self.wait_ns.as_dict(),
             "hold_ns": self.hold_ns and self.hold_ns.as_dict(),
         }
 
@@ -146,7 +144,7 @@ class Stats:
             lock=LockStats(
                 MappingProxyType(dict(lock["acquisitions"])),
                 lock["contended"],
-                lock["wait_ns"],
+                Quantiles.from_dict(lock["wait_ns"]),
                 Quantiles.from_dict(lock["hold_ns"]),
             ),
             cr3=Cr3Stats.from_dict(found["cr3"]),
