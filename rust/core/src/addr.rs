@@ -128,6 +128,7 @@ impl Gfn {
 
     /// The frame rounded down to the start of what one entry of a table at `level` covers.
     #[inline]
+    #[must_use]
     pub const fn round_down(self, level: Level) -> Gfn {
         Gfn(self.0 & !(level.frames_per_entry() - 1))
     }
@@ -211,6 +212,7 @@ impl Level {
     /// # Panics
     /// At level 1: a walk must end there whatever bit 7 says (F-30).
     #[inline]
+    #[must_use]
     pub const fn down(self) -> Level {
         assert!(self.0 > 1, "no level below the page table");
         Level(self.0 - 1)

@@ -7,7 +7,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Most vCPUs a machine may have (KVM_MAX_VCPUS).
+/// Most vCPUs a machine may have (`KVM_MAX_VCPUS`).
 pub const MAX_VCPUS: usize = 1024;
 /// Most previous roots (E032).
 pub const MAX_PREV_ROOTS: u8 = 16;
@@ -21,7 +21,7 @@ pub const MAX_TLB_ENTRIES: usize = 1 << 20;
 /// What becomes of the current root at a CR3 write.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Policy {
-    /// KVM before the 2018 patch: no cached root, every switch takes the mmu_lock three times.
+    /// KVM before the 2018 patch: no cached root, every switch takes the `mmu_lock` three times.
     Locked,
     /// The 2018 patch "kvm: x86: Add fast CR3 switch code path": one previous root, its tag apart (A.1).
     Seed,
@@ -147,7 +147,7 @@ pub struct VmConfig {
     pub maxphyaddr: u8,
     /// Record the event stream (docs/machine.md, 11).
     pub trace: bool,
-    /// Time each hold of and wait for the mmu_lock.
+    /// Time each hold of and wait for the `mmu_lock`.
     pub lock_times: bool,
     /// Time each CR3 write together with the requests and the load that it causes.
     pub cr3_times: bool,

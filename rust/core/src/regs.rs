@@ -73,9 +73,9 @@ impl Refused {
 pub struct Effects {
     /// Drop all roots and derive the context anew (`kvm_mmu_reset_context`).
     pub reset_context: bool,
-    /// Request TLB_FLUSH_GUEST.
+    /// Request `TLB_FLUSH_GUEST`.
     pub flush_guest: bool,
-    /// Request TLB_FLUSH_CURRENT.
+    /// Request `TLB_FLUSH_CURRENT`.
     pub flush_current: bool,
 }
 

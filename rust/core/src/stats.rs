@@ -66,7 +66,7 @@ counters! {
     remote_tlb_flush_requests,
 }
 
-/// Why the mmu_lock was taken.
+/// Why the `mmu_lock` was taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(usize)]
 pub enum LockReason {
@@ -151,7 +151,7 @@ impl Nanos {
     }
 }
 
-/// Use of the mmu_lock by one vCPU, or by all.
+/// Use of the `mmu_lock` by one vCPU, or by all.
 #[derive(Clone, Debug, Default)]
 pub struct LockStats {
     /// Acquisitions, indexed by [`LockReason`].
@@ -162,7 +162,7 @@ pub struct LockStats {
     pub times: Option<Box<LockTimes>>,
 }
 
-/// Durations of waits for and holds of the mmu_lock.
+/// Durations of waits for and holds of the `mmu_lock`.
 #[derive(Clone, Debug, Default)]
 pub struct LockTimes {
     /// From asking to having.
@@ -203,7 +203,7 @@ pub struct Cr3Stats {
     pub writes: u64,
     /// Writes of the value that was there.
     pub same: u64,
-    /// Those of `same` that took the mmu_lock.
+    /// Those of `same` that took the `mmu_lock`.
     pub same_locked: u64,
     /// Writes of another value that took no lock until the next guest access.
     pub lockless: u64,
@@ -235,7 +235,7 @@ impl Cr3Stats {
 pub struct VcpuStats {
     /// KVM's counters.
     pub counters: Counters,
-    /// Use of the mmu_lock.
+    /// Use of the `mmu_lock`.
     pub lock: LockStats,
     /// CR3 writes by class.
     pub cr3: Cr3Stats,

@@ -1,4 +1,4 @@
-//! The event stream: what the MMU did, in the order in which it did it under the mmu_lock.
+//! The event stream: what the MMU did, in the order in which it did it under the `mmu_lock`.
 //!
 //! KVM: tracepoints `kvmmmu:*` (docs/machine.md, 11).
 

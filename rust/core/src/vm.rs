@@ -113,7 +113,7 @@ impl Vm {
     }
 
     /// Writes guest memory from the host's side; shadow entries made from words that change are dropped. One
-    /// acquisition of the mmu_lock, none for an empty write.
+    /// acquisition of the `mmu_lock`, none for an empty write.
     ///
     /// # Errors
     /// [`Error::NoSlot`] if any byte is outside the memslots; nothing is written then.
@@ -167,7 +167,9 @@ impl Vm {
         let mut cpus = self.all_cpus()?;
         let mut total = self.host.lock().stats.clone();
         let per_vcpu: Vec<VcpuStats> = cpus.iter_mut().map(|cpu| cpu.vcpu.statistics()).collect();
-        per_vcpu.iter().for_each(|stats| total.add(stats));
+        for stats in &per_vcpu {
+            total.add(stats);
+        }
         let state = self.shared.peek();
         let recorded = state.pages.iter().filter(|(_, page)| page.has_recorded()).count() as u64;
         let page_bytes = ShadowArena::BYTES_PER_PAGE + size_of::<SpLocked>() as u64;
@@ -272,7 +274,7 @@ impl Cpu<'_> {
     }
 
     fn host_words(&mut self, gpa: Gpa, words: &[u64], align: u64) -> Result<Outcome> {
-        if gpa.get() % align != 0 {
+        if !gpa.get().is_multiple_of(align) {
             return Err(Error::BadOp { what: "gpa", got: gpa.to_string(), expected: format!("a multiple of {align}") });
         }
         self.shared.memory.require(gpa, words.len() as u64 * 8)?;

@@ -28,10 +28,14 @@ impl PublishOrder for LinkRelaxed {
 /// The order in which an unsync page is brought under a new root.
 #[derive(Clone, Copy)]
 enum Link {
-    MarkSyncLink,
-    SyncLinkMark,
-    SyncMarkLink,
-    SyncMarkLinkSync,
+    /// Mark, sync, link: the right one.
+    MarkFirst,
+    /// Sync, mark, link.
+    MarkBetween,
+    /// Sync, link, mark: KVM's.
+    MarkLast,
+    /// Sync, mark, link, sync.
+    SyncTwice,
 }
 
 const LINKED: u64 = 0x6827;
@@ -62,23 +66,23 @@ impl<O: PublishOrder> Machine<O> {
     fn bring_under_root(&self) {
         let (grant, _) = self.lock.acquire();
         match self.order {
-            Link::MarkSyncLink => {
+            Link::MarkFirst => {
                 self.mark();
                 barrier::<O>();
                 self.sync();
                 publish_table_as::<O>(&self.link, LINKED);
             }
-            Link::SyncLinkMark => {
+            Link::MarkLast => {
                 self.sync();
                 publish_table_as::<O>(&self.link, LINKED);
                 self.mark();
             }
-            Link::SyncMarkLink => {
+            Link::MarkBetween => {
                 self.sync();
                 self.mark();
                 publish_table_as::<O>(&self.link, LINKED);
             }
-            Link::SyncMarkLinkSync => {
+            Link::SyncTwice => {
                 self.sync();
                 self.mark();
                 publish_table_as::<O>(&self.link, LINKED);
@@ -173,37 +177,37 @@ fn p2<O: PublishOrder + 'static>() -> Model {
 
 #[test]
 fn loom_p12_a_page_is_marked_then_synced_then_linked() {
-    holds("P12", || p12::<KvmOrder>(Link::MarkSyncLink));
+    holds("P12", || p12::<KvmOrder>(Link::MarkFirst));
 }
 
 #[test]
 fn loom_p12_twin_without_barriers() {
-    breaks("P12 twin, no barriers", STALE, || p12::<NoBarrier>(Link::MarkSyncLink));
+    breaks("P12 twin, no barriers", STALE, || p12::<NoBarrier>(Link::MarkFirst));
 }
 
 #[test]
 fn loom_p12_twin_barriers_acquire_release() {
-    breaks("P12 twin, barriers AcqRel", STALE, || p12::<BarrierAcqRel>(Link::MarkSyncLink));
+    breaks("P12 twin, barriers AcqRel", STALE, || p12::<BarrierAcqRel>(Link::MarkFirst));
 }
 
 #[test]
 fn loom_p12_twin_link_relaxed() {
-    breaks("P12 twin, link Relaxed", STALE, || p12::<LinkRelaxed>(Link::MarkSyncLink));
+    breaks("P12 twin, link Relaxed", STALE, || p12::<LinkRelaxed>(Link::MarkFirst));
 }
 
 #[test]
 fn loom_p12_twin_sync_link_mark() {
-    breaks("P12 twin, sync link mark", STALE, || p12::<KvmOrder>(Link::SyncLinkMark));
+    breaks("P12 twin, sync link mark", STALE, || p12::<KvmOrder>(Link::MarkLast));
 }
 
 #[test]
 fn loom_p12_twin_sync_mark_link() {
-    breaks("P12 twin, sync mark link", STALE, || p12::<KvmOrder>(Link::SyncMarkLink));
+    breaks("P12 twin, sync mark link", STALE, || p12::<KvmOrder>(Link::MarkBetween));
 }
 
 #[test]
 fn loom_p12_twin_sync_mark_link_sync() {
-    breaks("P12 twin, sync mark link sync", STALE, || p12::<KvmOrder>(Link::SyncMarkLinkSync));
+    breaks("P12 twin, sync mark link sync", STALE, || p12::<KvmOrder>(Link::SyncTwice));
 }
 
 #[test]

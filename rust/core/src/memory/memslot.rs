@@ -18,7 +18,7 @@ pub struct Memslot {
     base: Gfn,
     pages: u64,
     words: Box<[AtomicU64]>,
-    /// Valid shadow pages above level 1 of each frame. Written under the mmu_lock, read by anyone as a hint.
+    /// Valid shadow pages above level 1 of each frame. Written under the `mmu_lock`, read by anyone as a hint.
     write_track: Box<[AtomicU32]>,
 }
 
@@ -93,7 +93,7 @@ impl Memslot {
         self.write_track[self.frame(gfn)].load(Ordering::Relaxed)
     }
 
-    /// Changes the count. The caller holds the mmu_lock, so load and store suffice.
+    /// Changes the count. The caller holds the `mmu_lock`, so load and store suffice.
     pub(crate) fn adjust_write_track(&self, gfn: Gfn, by: i32) {
         let count = &self.write_track[self.frame(gfn)];
         // ORDERING(track-hint): as above.

@@ -48,7 +48,7 @@ impl GuestMemory {
     fn check(&self, gpa: Gpa, bytes: u64) -> Result<()> {
         let bad =
             |what, expected: String| Err(Error::Config { what, got: format!("{gpa} + {bytes:#x} bytes"), expected });
-        if bytes == 0 || gpa.get() % PAGE_SIZE != 0 || bytes % PAGE_SIZE != 0 {
+        if bytes == 0 || !gpa.get().is_multiple_of(PAGE_SIZE) || !bytes.is_multiple_of(PAGE_SIZE) {
             return bad("memslot", "a page-aligned start and a positive number of whole pages".into());
         }
         match gpa.get().checked_add(bytes) {

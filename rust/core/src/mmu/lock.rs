@@ -1,4 +1,4 @@
-//! The mmu_lock: taken for a reason, counted per vCPU, held as a value.
+//! The `mmu_lock`: taken for a reason, counted per vCPU, held as a value.
 //!
 //! The lock itself is a raw lock of `shadow-mmu-sys` behind `lock_api`, so another kind is another type here.
 
@@ -14,7 +14,7 @@ use crate::stats::LockReason;
 /// The kind of lock in use: fair and queued, as the kernel's.
 type RawMmuLock = QueuedLock;
 
-/// The mmu_lock and what it protects.
+/// The `mmu_lock` and what it protects.
 pub(super) struct MmuLock(Mutex<RawMmuLock, MmuState>);
 
 impl fmt::Debug for MmuLock {
@@ -29,7 +29,7 @@ impl MmuLock {
     }
 }
 
-/// The mmu_lock, held on behalf of one vCPU or of the host.
+/// The `mmu_lock`, held on behalf of one vCPU or of the host.
 pub struct MmuLocked<'a> {
     pub(crate) shared: &'a Shared,
     pub(crate) cx: &'a mut MmuCx,
@@ -44,7 +44,7 @@ impl fmt::Debug for MmuLocked<'_> {
 }
 
 impl Shared {
-    /// Takes the mmu_lock.
+    /// Takes the `mmu_lock`.
     pub(crate) fn lock<'a>(&'a self, cx: &'a mut MmuCx, reason: LockReason) -> MmuLocked<'a> {
         cx.took_lock = true;
         let stats = &mut cx.stats.lock;

@@ -1,4 +1,4 @@
-//! The shadow MMU proper: what is done with the mmu_lock held.
+//! The shadow MMU proper: what is done with the `mmu_lock` held.
 //!
 //! [`Shared`] is what all vCPUs see. [`MmuLocked`] is the proof of holding the lock: everything that needs it is
 //! a method of that value, so nothing can be called without it (KVM: `lockdep_assert_held_write`).
@@ -58,7 +58,7 @@ pub struct Shared {
     state: lock::MmuLock,
 }
 
-/// What the mmu_lock protects.
+/// What the `mmu_lock` protects.
 #[derive(Debug, Default)]
 pub struct MmuState {
     pub(crate) pages: PageStore,
@@ -147,7 +147,7 @@ impl Shared {
     }
 
     /// Whether this rule is switched off; constant false in builds without mutants.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn mutated(&self, mutant: Mutant) -> bool {
         cfg!(feature = "mutants") && self.config.mutant == mutant
     }

@@ -7,6 +7,7 @@ use crate::{
 
 /// The register bits that decide permissions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is one register bit")]
 pub struct PermissionRules {
     wp: bool,
     nx: bool,

@@ -1,4 +1,4 @@
-//! The memory of shadow pages: SPTEs and the few fields that are read without the mmu_lock.
+//! The memory of shadow pages: SPTEs and the few fields that are read without the `mmu_lock`.
 //!
 //! Type-stable: a chunk is never moved or freed, so a stale reference reads some shadow page's entries, never
 //! something else. A page is reused only after a remote flush has waited for every open guest access (D.3, E161).

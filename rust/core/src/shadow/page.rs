@@ -1,4 +1,4 @@
-//! The half of a shadow page that only the holder of the mmu_lock sees.
+//! The half of a shadow page that only the holder of the `mmu_lock` sees.
 //!
 //! KVM: the rest of `struct kvm_mmu_page` (C.1).
 

@@ -1,4 +1,4 @@
-//! Classifies each CR3 write by whether it cost the mmu_lock (docs/machine.md, 8).
+//! Classifies each CR3 write by whether it cost the `mmu_lock` (docs/machine.md, 8).
 //!
 //! A write is lock-free only if neither it nor what it caused took the lock before the next guest access, so its
 //! class is settled at the next guest entry, or at the next CR3 write if that comes first.
@@ -18,8 +18,7 @@ pub(crate) struct Cr3Watch {
 #[derive(Debug)]
 struct Open {
     counted: bool,
-    same: bool,
-    missed: bool,
+    result: SwitchResult,
     locked: bool,
     nanos: u64,
 }
@@ -53,13 +52,7 @@ impl Cr3Watch {
     /// Opens the class of a write that has just been made.
     #[inline]
     pub(crate) fn open(&mut self, result: SwitchResult, locked: bool, stopwatch: &Stopwatch) {
-        self.open = Some(Open {
-            counted: self.begun,
-            same: result == SwitchResult::Same,
-            missed: result == SwitchResult::Miss,
-            locked,
-            nanos: stopwatch.nanos(),
-        });
+        self.open = Some(Open { counted: self.begun, result, locked, nanos: stopwatch.nanos() });
         self.begun = true;
     }
 
@@ -73,7 +66,9 @@ impl Cr3Watch {
     pub(crate) fn entered(&mut self, locked: bool, loaded: bool, stopwatch: &Stopwatch) {
         if let Some(open) = &mut self.open {
             open.locked |= locked;
-            open.missed |= loaded;
+            if loaded && open.result == SwitchResult::Hit {
+                open.result = SwitchResult::Miss;
+            }
             open.nanos += stopwatch.nanos();
         }
     }
@@ -84,15 +79,14 @@ impl Cr3Watch {
         let Some(open) = self.open.take().filter(|open| open.counted) else { return };
         let cr3 = &mut stats.cr3;
         cr3.writes += 1;
-        if open.same {
-            cr3.same += 1;
-            cr3.same_locked += u64::from(open.locked);
-        } else if !open.locked {
-            cr3.lockless += 1;
-        } else if open.missed {
-            cr3.locked_miss += 1;
-        } else {
-            cr3.locked_unsync += 1;
+        match (open.result, open.locked) {
+            (SwitchResult::Same, locked) => {
+                cr3.same += 1;
+                cr3.same_locked += u64::from(locked);
+            }
+            (SwitchResult::Hit | SwitchResult::Miss, false) => cr3.lockless += 1,
+            (SwitchResult::Miss, true) => cr3.locked_miss += 1,
+            (SwitchResult::Hit, true) => cr3.locked_unsync += 1,
         }
         if let Some(times) = &mut stats.cr3_write {
             times.record(open.nanos);

@@ -47,7 +47,7 @@ impl Vcpu {
         let mut loaded = false;
         let mut result = Ok(Entry::Ready);
         while result == Ok(Entry::Ready) && !(self.pending(shared).is_empty() && self.root().is_valid()) {
-            result = self.service_requests(shared);
+            result = Ok(self.service_requests(shared));
             if result == Ok(Entry::Ready) && !self.root().is_valid() {
                 loaded = true;
                 result = self.load_root(shared).map(|()| Entry::Ready);
@@ -66,10 +66,10 @@ impl Vcpu {
         shared.modes[self.index].take(request.bits()) != 0 || own
     }
 
-    fn service_requests(&mut self, shared: &Shared) -> Result<Entry> {
+    fn service_requests(&mut self, shared: &Shared) -> Entry {
         if self.take(shared, Requests::TRIPLE_FAULT) {
             self.shut_down = true;
-            return Ok(Entry::ShutDown);
+            return Entry::ShutDown;
         }
         if self.take(shared, Requests::FREE_OBSOLETE_ROOTS) {
             self.free_obsolete_roots(shared);
@@ -91,7 +91,7 @@ impl Vcpu {
             self.free_unsync_previous(shared);
             self.serve_flush();
         }
-        Ok(Entry::Ready)
+        Entry::Ready
     }
 
     fn serve_flush(&mut self) {

@@ -88,10 +88,7 @@ impl RootCache {
         let Some(at) = self.previous.iter().position(|&root| usable(root)) else { return false };
         core::mem::swap(&mut self.current, &mut self.previous[at]);
         self.previous[at..].rotate_left(1);
-        let (last, rest) = match self.previous.split_last_mut() {
-            Some(parts) => parts,
-            None => return true,
-        };
+        let Some((last, rest)) = self.previous.split_last_mut() else { return true };
         // The slot that became free keeps the tag of its neighbour, as after a move up; only its hpa is void.
         if at < rest.len() {
             last.pgd = rest[rest.len() - 1].pgd;

@@ -21,15 +21,12 @@ impl MmuLocked<'_> {
         books: &mut Books,
         findings: &mut Findings,
     ) {
-        match spte.child() {
-            Some(child) => {
-                *books.links.entry((child, at.into())).or_default() += 1;
-                self.audit_link(at, page, child, findings);
-            }
-            None => {
-                books.leaves += 1;
-                self.audit_leaf(at, page, spte, findings);
-            }
+        if let Some(child) = spte.child() {
+            *books.links.entry((child, at.into())).or_default() += 1;
+            self.audit_link(at, page, child, findings);
+        } else {
+            books.leaves += 1;
+            self.audit_leaf(at, page, spte, findings);
         }
     }
 

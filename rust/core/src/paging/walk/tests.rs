@@ -42,7 +42,7 @@ fn tables(top: u8, leaf_level: u8, bits: u64, target: u64) -> Words {
         let value = if number == leaf_level {
             target | bits | if number > 1 { PTE_LARGE } else { 0 }
         } else {
-            (u64::from(number) - 1) * 16 << 12 | bits
+            (((u64::from(number) - 1) * 16) << 12) | bits
         };
         memory.words.borrow_mut().insert(at, value);
     }
@@ -59,7 +59,7 @@ fn context(top: u8) -> WalkContext {
 }
 
 fn go(memory: &Words, top: u8, kind: AccessKind) -> Result<GuestWalk, FaultCode> {
-    walk(memory, &context(top), u64::from(top) * 16 << 12, GVA, kind, AccessFlags::USER)
+    walk(memory, &context(top), (u64::from(top) * 16) << 12, GVA, kind, AccessFlags::USER)
 }
 
 #[test]
