@@ -1,0 +1,45 @@
+//! The compiled half of the Python package: marshalling between Python objects and the core, and nothing else.
+//!
+//! Every rule of the machine is the core's. Here live only: arguments to core types ([`convert`]), core errors and guest
+//! events to the exceptions of `shadow_mmu.errors` ([`errors`]), reports to dictionaries ([`report`]), and the loop that
+//! keeps Ctrl-C and the progress callback alive while the core's threads run ([`run`]).
+#![deny(unsafe_code)]
+
+mod convert;
+mod errors;
+mod machine;
+mod report;
+mod run;
+mod vcpu;
+mod vm;
+
+use pyo3::prelude::*;
+
+/// The compiled core: marshalling only. Use the classes of `shadow_mmu` instead.
+#[pymodule(gil_used = false)]
+mod _native {
+    use core::mem::size_of;
+
+    use pyo3::{prelude::*, types::PyTuple};
+    use shadow_mmu::{
+        op::{Op, OutcomeRecord},
+        stats::{Counters, LockReason},
+        trace::TraceRecord,
+    };
+
+    #[pymodule_export]
+    use crate::vcpu::Vcpu;
+    #[pymodule_export]
+    use crate::vm::Vm;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        let py = module.py();
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("OP_BYTES", size_of::<Op>())?;
+        module.add("OUTCOME_BYTES", size_of::<OutcomeRecord>())?;
+        module.add("TRACE_BYTES", size_of::<TraceRecord>())?;
+        module.add("COUNTER_NAMES", PyTuple::new(py, Counters::NAMES)?)?;
+        module.add("LOCK_REASONS", PyTuple::new(py, LockReason::NAMES)?)
+    }
+}

@@ -1,0 +1,238 @@
+//! `Vm`: the machine, its memory, whole programs and reports.
+
+use core::mem::size_of;
+use std::sync::Arc;
+
+use pyo3::{
+    prelude::*,
+    types::{PyBytes, PyDict},
+};
+use shadow_mmu::{Control, Gpa, Op, ReplayMode, ReplayOptions, RunOptions, Vm as CoreVm, VmConfig, op::OutcomeRecord};
+
+use crate::{
+    convert::{Records, Word, plain_bytes},
+    errors,
+    machine::Machine,
+    report,
+    run::drive,
+    vcpu::Vcpu,
+};
+
+/// Calls on less memory than this keep the interpreter: releasing it would cost more than they take.
+const DETACH_BYTES: u64 = 64 << 10;
+/// A page of guest memory as words.
+pub(crate) type PageWords = [u64; 512];
+
+/// The native machine; `shadow_mmu.Vm` is its public face.
+#[pyclass(frozen, module = "shadow_mmu._native")]
+pub(crate) struct Vm {
+    machine: Arc<Machine>,
+    vcpus: Vec<Py<Vcpu>>,
+}
+
+#[pymethods]
+impl Vm {
+    #[new]
+    #[pyo3(signature = (*, slots, vcpus, policy, tlb_entries, maxphyaddr, trace, lock_times, cr3_times, mutant=None))]
+    #[expect(
+        clippy::too_many_arguments,
+        clippy::needless_pass_by_value,
+        reason = "keyword arguments of a Python constructor"
+    )]
+    fn new(
+        py: Python<'_>,
+        slots: Vec<(Word, Word)>,
+        vcpus: Word,
+        policy: &str,
+        tlb_entries: Word,
+        maxphyaddr: Word,
+        trace: bool,
+        lock_times: bool,
+        cr3_times: bool,
+        mutant: Option<&str>,
+    ) -> PyResult<Self> {
+        let refuse = |error| errors::from_core(py, &error);
+        let config = VmConfig {
+            slots: slots.iter().map(|&(gpa, bytes)| (Gpa::new(gpa.0), bytes.0)).collect(),
+            // Saturating keeps a value that is out of range out of range: the core says what it accepts.
+            vcpus: usize::try_from(vcpus.0).unwrap_or(usize::MAX),
+            policy: policy.parse().map_err(refuse)?,
+            tlb_entries: usize::try_from(tlb_entries.0).unwrap_or(usize::MAX),
+            maxphyaddr: u8::try_from(maxphyaddr.0).unwrap_or(u8::MAX),
+            trace,
+            lock_times,
+            cr3_times,
+            mutant: mutant.unwrap_or("none").parse().map_err(refuse)?,
+        };
+        let count = config.vcpus;
+        let vm = py.detach(|| CoreVm::new(config)).map_err(refuse)?;
+        let machine = Arc::new(Machine::new(vm));
+        let vcpus = (0..count).map(|index| Py::new(py, Vcpu::new(Arc::clone(&machine), index)));
+        let vcpus = vcpus.collect::<PyResult<_>>()?;
+        Ok(Self { machine, vcpus })
+    }
+
+    /// The virtual CPUs, in order.
+    #[getter]
+    fn vcpus(&self, py: Python<'_>) -> Vec<Py<Vcpu>> {
+        self.vcpus.iter().map(|vcpu| vcpu.clone_ref(py)).collect()
+    }
+
+    /// Hypervisor-side read of guest memory.
+    #[pyo3(signature = (gpa, length, /))]
+    fn memory_read<'py>(&self, py: Python<'py>, gpa: Word, length: Word) -> PyResult<Bound<'py, PyBytes>> {
+        let (gpa, length) = (Gpa::new(gpa.0), length.0);
+        self.machine.core(py, |vm| vm.memory().require(gpa, length))?;
+        // It lies in memory, so it is far below `usize::MAX`, but may still be more than the host has: no panic, MemoryError.
+        PyBytes::new_with(py, usize::try_from(length)?, |target| {
+            let read = move |vm: &CoreVm| vm.host_read(gpa, target);
+            if length < DETACH_BYTES { self.machine.core(py, read) } else { self.machine.detached(py, read) }
+        })
+    }
+
+    /// Hypervisor-side write of guest memory: one acquisition of the `mmu_lock`, changed table words are unshadowed.
+    #[pyo3(signature = (gpa, data, /))]
+    fn memory_write(&self, py: Python<'_>, gpa: Word, data: &Bound<'_, PyAny>) -> PyResult<()> {
+        let bytes = plain_bytes("data", data)?;
+        let (gpa, source) = (Gpa::new(gpa.0), bytes.as_bytes());
+        let write = |vm: &CoreVm| vm.host_write(gpa, source);
+        if (source.len() as u64) < DETACH_BYTES {
+            self.machine.core(py, write)
+        } else {
+            self.machine.detached(py, write)
+        }
+    }
+
+    /// Add a memslot.
+    #[pyo3(signature = (gpa, length, /))]
+    fn add_memslot(&self, py: Python<'_>, gpa: Word, length: Word) -> PyResult<()> {
+        self.machine.detached(py, |vm| vm.add_memslot(Gpa::new(gpa.0), length.0))
+    }
+
+    /// Run one operation record (32 bytes): (outcome code, value or address or gpa, error code).
+    #[pyo3(signature = (op, pages=None, /))]
+    fn execute(
+        &self,
+        py: Python<'_>,
+        op: &Bound<'_, PyAny>,
+        pages: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<(u8, u64, u32)> {
+        let records = Records::<Op>::copy("op", op, size_of::<Op>())?;
+        let [op] = records.as_slice() else {
+            let text =
+                format!("op: got {} records, expected one of {} bytes", records.as_slice().len(), size_of::<Op>());
+            return Err(errors::layout(py, text));
+        };
+        let pages = page_records(pages)?;
+        let outcome = self.machine.core(py, |vm| vm.cpu(op.vcpu.into())?.execute(op, page_slice(pages.as_ref())))?;
+        let OutcomeRecord { code, value, error, .. } = outcome.into();
+        Ok((code, value, error))
+    }
+
+    /// Run program i on vCPU i, each on its own OS thread, the GIL released.
+    #[pyo3(signature = (programs, *, pages=None, outcomes=false, pin=false, poll=None))]
+    #[expect(clippy::needless_pass_by_value, reason = "arguments of a Python method are owned")]
+    fn run<'py>(
+        &self,
+        py: Python<'py>,
+        programs: Vec<Bound<'py, PyAny>>,
+        pages: Option<&Bound<'py, PyAny>>,
+        outcomes: bool,
+        pin: bool,
+        poll: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let programs = programs.iter().enumerate();
+        let programs =
+            programs.map(|(i, program)| Records::<Op>::copy(&format!("program {i}"), program, size_of::<Op>()));
+        let programs = programs.collect::<PyResult<Vec<_>>>()?;
+        let programs: Vec<&[Op]> = programs.iter().map(Records::as_slice).collect();
+        let pages = page_records(pages)?;
+        let pages = page_slice(pages.as_ref());
+        let options = RunOptions { outcomes, pin };
+        let control = Control::new();
+        self.machine.with(py, |vm| {
+            let driven = drive(py, &control, poll, || shadow_mmu::run(vm, &programs, pages, options, &control))?;
+            let report = driven.result.map_err(|error| errors::from_core(py, &error))?;
+            report::run(py, &report, driven.interrupted)
+        })
+    }
+
+    /// Replay a recording's operations, checking the gpa that each access reaches.
+    #[pyo3(signature = (ops, pages, *, threads, check, audit_every, events, poll=None))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python method")]
+    fn replay<'py>(
+        &self,
+        py: Python<'py>,
+        ops: &Bound<'py, PyAny>,
+        pages: &Bound<'py, PyAny>,
+        threads: bool,
+        check: bool,
+        audit_every: Word,
+        events: &Bound<'py, PyAny>,
+        poll: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let ops = Records::<Op>::copy("ops", ops, size_of::<Op>())?;
+        let pages = page_records(Some(pages))?;
+        let marks = Records::<u8>::copy("events", events, 1)?;
+        // 0 means no audit on the way, whatever the marks say.
+        let none = if audit_every.0 == 0 { vec![0; ops.as_slice().len()] } else { Vec::new() };
+        let marks = if audit_every.0 == 0 { &none } else { marks.as_slice() };
+        let (ops, pages) = (ops.as_slice(), page_slice(pages.as_ref()));
+        let mode = if threads { ReplayMode::Threads } else { ReplayMode::Ordered };
+        let options = ReplayOptions { mode, check };
+        let control = Control::new();
+        self.machine.with(py, |vm| {
+            let driven = drive(py, &control, poll, || shadow_mmu::replay(vm, ops, pages, marks, options, &control))?;
+            let report = driven.result.map_err(|error| errors::from_core(py, &error))?;
+            report::replay(py, &report, driven.interrupted)
+        })
+    }
+
+    /// Counters and lock statistics of a machine at rest.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        report::stats(py, &self.machine.core(py, CoreVm::stats)?)
+    }
+
+    /// Check every invariant that applies; the violations as text.
+    fn audit(&self, py: Python<'_>) -> PyResult<Vec<String>> {
+        let violations = self.machine.detached(py, CoreVm::audit)?;
+        Ok(violations.iter().map(ToString::to_string).collect())
+    }
+
+    /// Every shadow page in use, as dictionaries.
+    fn shadow_pages<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let pages = self.machine.detached(py, CoreVm::shadow_pages)?;
+        pages.iter().map(|page| report::shadow_page(py, page)).collect()
+    }
+
+    /// The whole state as u64 words (docs/machine.md, 11).
+    fn state_words<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let words = self.machine.core(py, CoreVm::state_words)?;
+        Ok(PyBytes::new(py, bytemuck::cast_slice(&words)))
+    }
+
+    /// The events recorded since the last call, as 24-byte records.
+    fn take_trace<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let records = self.machine.core(py, CoreVm::take_trace)?;
+        Ok(PyBytes::new(py, bytemuck::cast_slice(&records)))
+    }
+
+    /// Give the memory back; every later call raises `ClosedError`. Closing twice is no error.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.machine.close(py)
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<_native.Vm with {} vCPUs>", self.vcpus.len())
+    }
+}
+
+/// The page array of a program, if there is one.
+fn page_records<'py>(pages: Option<&Bound<'py, PyAny>>) -> PyResult<Option<Records<'py, PageWords>>> {
+    pages.map(|pages| Records::copy("pages", pages, size_of::<u64>())).transpose()
+}
+
+/// The pages, none where there is no array.
+fn page_slice<'a>(pages: Option<&'a Records<'_, PageWords>>) -> &'a [PageWords] {
+    pages.map_or(&[], Records::as_slice)
+}
