@@ -56,12 +56,6 @@ impl Cr3Watch {
         self.begun = true;
     }
 
-    /// Whether a class is open.
-    #[inline]
-    pub(crate) fn is_open(&self) -> bool {
-        self.open.is_some()
-    }
-
     /// Adds what the guest entry after the write did.
     pub(crate) fn entered(&mut self, locked: bool, loaded: bool, stopwatch: &Stopwatch) {
         if let Some(open) = &mut self.open {

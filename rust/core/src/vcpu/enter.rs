@@ -33,7 +33,8 @@ impl Vcpu {
             return Ok(Entry::ShutDown);
         }
         let nothing = self.cx.requests.is_empty() && shared.modes[self.index].pending() == 0;
-        if nothing && self.root().is_valid() && !self.watch.is_open() {
+        if nothing && self.root().is_valid() {
+            self.watch.settle(&mut self.cx.stats);
             return Ok(Entry::Ready);
         }
         self.prepare_entry_slowly(shared)
