@@ -20,8 +20,17 @@ WINDOW = 0x7F00_0000_0000
 class Guest:
     """A machine and the guest in it. Tables are handed out from 1 MiB up, data frames are the test's own choice."""
 
-    def __init__(self, policy: str = "lru:3", vcpus: int = 1, memory: int = MEMORY, **options: Any) -> None:
-        self.machine = Machine([(0, memory)], vcpus, policy, **options)
+    def __init__(
+        self,
+        policy: str = "lru:3",
+        vcpus: int = 1,
+        memory: int = MEMORY,
+        *,
+        maxphyaddr: int = 46,
+        tlb_entries: int = 1536,
+        trace: bool = False,
+    ) -> None:
+        self.machine = Machine([(0, memory)], vcpus, policy, tlb_entries, maxphyaddr, trace=trace)
         self.next_table = 0x100000
         self.vcpu = 0
 

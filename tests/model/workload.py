@@ -55,7 +55,7 @@ def entry(rng: random.Random, level: int) -> int:
 
 def operations(seed: int, count: int, vcpus: int = 2) -> Iterator[Op]:
     """Give the starting tables as HOST_STOREs, then ``count`` random operations."""
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311  a repeatable test, no secret
     for gpa, word in initial_words(rng):
         yield Op(OpKind.HOST_STORE, addr=gpa, value=word)
     for vcpu in range(vcpus):
@@ -77,7 +77,9 @@ def _operation(rng: random.Random, vcpu: int) -> Op:
         return Op(OpKind.STORE, 2, vcpu, 8, at, entry(rng, _LEVEL[frame]))
     if dice < 0.70:
         size = rng.choice((8, 4, 2, 1))
-        return Op(OpKind.STORE, flags, vcpu, size, gva(rng) & ~(size - 1) | rng.choice((0, size & 3)), rng.randrange(256))
+        return Op(
+            OpKind.STORE, flags, vcpu, size, gva(rng) & ~(size - 1) | rng.choice((0, size & 3)), rng.randrange(256)
+        )
     if dice < 0.74:
         return Op(OpKind.LOAD, flags, vcpu, 8, gva(rng) & ~7)
     if dice < 0.82:
