@@ -206,7 +206,7 @@ def test_e139_sync_never_makes_a_table_writable() -> None:
 
 
 def test_e140_sync_write_protects_and_flushes_before_it_reads() -> None:
-    one, (a, _), entry, window = writable_table(vcpus=2)
+    one, (a, _), _, window = writable_table(vcpus=2)
     one.vcpu = 1
     visit(one, a)
     one.store(window, 0x500000 | USED)  # vCPU 1 has the table writable in its TLB
