@@ -88,11 +88,7 @@ impl<O: LockOrder> QueuedLock<O> {
     #[must_use]
     pub fn new() -> Self {
         let word = || Padded(AtomicU64::new(0));
-        Self {
-            tail: word(),
-            slots: std::array::from_fn(|_| word()),
-            order: PhantomData,
-        }
+        Self { tail: word(), slots: std::array::from_fn(|_| word()), order: PhantomData }
     }
 
     fn slot(&self, ticket: u64) -> &AtomicU64 {
@@ -132,19 +128,12 @@ impl<O: LockOrder> QueuedLock<O> {
         let ticket = self.tail.0.load(Ordering::Relaxed);
         // Tickets only grow: an exchange that finds `tail` still at a granted ticket owns the grant.
         let taken = self.is_granted(ticket)
-            && self
-                .tail
-                .0
-                .compare_exchange(ticket, ticket + 1, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok();
+            && self.tail.0.compare_exchange(ticket, ticket + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         taken.then(|| Self::granted(ticket))
     }
 
     /// Hands the lock to the next in the queue. `grant` must be of this lock.
-    #[allow(
-        clippy::needless_pass_by_value,
-        reason = "a grant ends here: it must not be usable twice"
-    )]
+    #[allow(clippy::needless_pass_by_value, reason = "a grant ends here: it must not be usable twice")]
     pub fn release(&self, grant: Grant) {
         let next = grant.0 + 1;
         self.slot(next).store(next, O::GRANT);

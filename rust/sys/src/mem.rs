@@ -18,10 +18,7 @@ pub struct OutOfMemory {
 }
 
 fn zeroed<T: Zeroable>(count: usize) -> Result<Box<[T]>, OutOfMemory> {
-    bytemuck::try_zeroed_slice_box(count).map_err(|()| OutOfMemory {
-        count,
-        size: size_of::<T>(),
-    })
+    bytemuck::try_zeroed_slice_box(count).map_err(|()| OutOfMemory { count, size: size_of::<T>() })
 }
 
 /// `count` 8-byte words, all 0.

@@ -107,14 +107,5 @@ fn a_free_lock_costs_one_read_modify_write_one_load_and_one_store() {
     let state = Mutex::new(());
     reset();
     drop(state.lock());
-    assert_eq!(
-        snapshot(),
-        Counts {
-            loads: 1,
-            stores: 1,
-            rmws: 1,
-            fences: 0,
-            locks: 1
-        }
-    );
+    assert_eq!(snapshot(), Counts { loads: 1, stores: 1, rmws: 1, fences: 0, locks: 1 });
 }

@@ -4,11 +4,7 @@
 //! the facade from one that did not, and so that the counting build is the same code with its counters
 //! switched on. The layout is that of `core`'s types; every method is inlined to one call of theirs.
 
-#![allow(
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    reason = "this is the facade that the lint points to"
-)]
+#![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the facade that the lint points to")]
 
 use core::sync::atomic;
 
