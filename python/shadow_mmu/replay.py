@@ -7,8 +7,11 @@
 (True, 399490)
 """
 
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, get_args
 
@@ -173,9 +176,8 @@ def _replay_model(
     mismatches: list[tuple[int, int, int, int]] = []
     violations: list[tuple[int | None, str]] = []
     cr3_ns: list[int] = []
-    interrupted = False
     begin = time.perf_counter()
-    try:
+    with _deferred_interrupt() as interrupts:
         for op, audit_due in zip(_tuples(program), program.audit_flags(options.audit_every).tolist(), strict=True):
             if audit_due:
                 audits += 1
@@ -200,14 +202,14 @@ def _replay_model(
                     mismatches.append((done - 1, outcome.code, outcome.value, op[6]))
             if poll is not None and not done % _POLL_EVERY:
                 poll(done)
-    except KeyboardInterrupt:
-        interrupted = True
+            if interrupts:
+                break
     seconds = time.perf_counter() - begin
     violations += [(None, text) for text in machine.audit()]
     found = {
         "seconds": seconds,
         "events_done": done,
-        "interrupted": interrupted,
+        "interrupted": bool(interrupts),
         "accesses_checked": accesses,
         "stores_checked": stores,
         "guest_faults": faults,
@@ -218,6 +220,23 @@ def _replay_model(
         "audits": audits + 1,
     }
     return found, Stats.from_dict({**machine.stats(), "cr3_write_ns": _quantiles(cr3_ns)})
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[list[int]]:
+    """Collect Ctrl-C instead of raising it, so that no operation of the model is cut in two.
+
+    Signals reach the main thread only; elsewhere there is nothing to defer.
+    """
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    before = signal.signal(signal.SIGINT, lambda number, _frame: seen.append(number))
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _tuples(program: ReplayProgram) -> Iterable[tuple[int, int, int, int, int, int, int]]:

@@ -82,7 +82,7 @@ _REPLAY_ROWS: Final[Sequence[tuple[str, Callable[[ReplayResult], str]] | None]] 
 
 def replay_table(report: ReplayReport) -> Table:
     """Return the table of a replay."""
-    table = Table(title=f"{report.recording}: {report.events:,} events", title_justify="left")
+    table = Table()
     table.add_column("")
     for result in report.results:
         table.add_column(f"{result.policy}", justify="right")
@@ -98,6 +98,7 @@ def print_replay(report: ReplayReport, out: Console) -> None:
     """Print the table, what differed, and what to know about it."""
     if report.results:
         first = report.results[0]
+        out.print(f"{report.recording}: {report.events:,} events")
         out.print(replay_table(report))
         out.print(f"mode {first.mode}, model {first.model}. {INVLPG_NOTE}")
     for result in report.results:
@@ -137,12 +138,13 @@ def print_kpti(report: "KptiReport", out: Console) -> None:
         f"KPTI ping-pong: {report.vcpus} vCPUs, {report.processes} processes each, "
         f"{report.switches:,} switches each, {report.edits:g} table edits a switch, seed {report.seed}"
     )
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("")
     for result in report.results:
         table.add_column(f"{result.policy}", justify="right")
     for name, show in _KPTI_ROWS:
         table.add_row(name, *(show(result) for result in report.results))
+    out.print(title)
     out.print(table)
     for result in report.results:
         for violation in result.violations[:_SHOWN]:

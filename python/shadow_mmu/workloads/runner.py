@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from shadow_mmu.errors import ConfigError
 from shadow_mmu.policy import Policy
 from shadow_mmu.stats import Stats
 from shadow_mmu.vm import Vm
-from shadow_mmu.workloads.kpti import kpti_pingpong
+from shadow_mmu.workloads.kpti import KptiWorkload, kpti_pingpong
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class KptiReport:
     edits: float
     seed: int
     results: tuple[KptiResult, ...]
+    interrupted: bool = False
 
     @property
     def ok(self) -> bool:
@@ -84,6 +86,7 @@ class KptiReport:
             "edits": self.edits,
             "seed": self.seed,
             "results": [result.as_dict() for result in self.results],
+            "interrupted": self.interrupted,
         }
 
 
@@ -109,26 +112,46 @@ def run_kpti(
     lock_times : bool
         Measure waiting for the mmu_lock and holding it; costs two clock reads for each acquisition.
     progress : callable, optional
-        Called now and then with the number of operations done under the policy that runs.
+        Called now and then with the number of operations done under all policies so far.
+
+    Returns
+    -------
+    KptiReport
+        Ctrl-C ends it early, with ``interrupted`` set and the results of the policies that were finished.
 
     Raises
     ------
     ConfigError
         A parameter is out of range.
-    KeyboardInterrupt
-        Ctrl-C.
 
     """
     wanted = Policy.parse_list(map(str, policies))
     if not wanted:
         raise ConfigError("no policy given: expected at least one")
     workload = kpti_pingpong(vcpus=vcpus, processes=processes, switches=switches, edits=edits, seed=seed)
-    results = []
-    for policy in wanted:
-        with Vm(memory=workload.memory, vcpus=vcpus, policy=policy, lock_times=lock_times) as vm:
-            vm.memory.write(0, workload.image.words)
-            report = vm.run(workload.programs, pin=True, progress=progress)
-            rate = vcpus * switches / report.seconds if report.seconds else 0.0
-            violations = tuple(vm.audit())
-            results.append(KptiResult(policy, report.seconds, rate, report.faults, violations, vm.stats))
-    return KptiReport(vcpus, processes, switches, edits, seed, tuple(results))
+    total = sum(map(len, workload.programs))
+    results: list[KptiResult] = []
+    interrupted = False
+    try:
+        for number, policy in enumerate(wanted):
+            poll = None if progress is None else partial(_advance, progress, number * total)
+            results.append(_run_one(workload, policy, poll, lock_times=lock_times))
+    except KeyboardInterrupt:
+        interrupted = True
+    return KptiReport(vcpus, processes, switches, edits, seed, tuple(results), interrupted)
+
+
+def _advance(progress: Callable[[int], None], before: int, done: int) -> None:
+    progress(before + done)
+
+
+def _run_one(
+    workload: KptiWorkload, policy: Policy, progress: Callable[[int], None] | None, *, lock_times: bool
+) -> KptiResult:
+    vcpus = len(workload.programs)
+    with Vm(memory=workload.memory, vcpus=vcpus, policy=policy, lock_times=lock_times) as vm:
+        vm.memory.write(0, workload.image.words)
+        report = vm.run(workload.programs, pin=True, progress=progress)
+        rate = vcpus * workload.switches / report.seconds if report.seconds else 0.0
+        violations = tuple(vm.audit())
+        return KptiResult(policy, report.seconds, rate, report.faults, violations, vm.stats)

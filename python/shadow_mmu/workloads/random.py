@@ -1,0 +1,311 @@
+"""Seeded random streams of operations, for running two machines against each other.
+
+A stream is made of *scenes*: an access; a table edit with or without INVLPG, from the guest's side or the hypervisor's; a CR3
+switch; a burst of stores to one upper table; a register toggle; what must fault. Everything lies in a
+:class:`~shadow_mmu.workloads.world.World` so small that scenes meet each other all the time.
+
+>>> stream = random_stream(seed=7, operations=100)
+>>> stream == random_stream(seed=7, operations=100), len(stream.ops)
+(True, 100)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from shadow_mmu import ops as op
+from shadow_mmu.errors import ConfigError
+from shadow_mmu.ops import Op
+from shadow_mmu.types import PAGE_SIZE, AccessKind, OpFlag, OpKind
+from shadow_mmu.workloads.world import DATA_GFNS, INDICES, LOW_BYTES, OUTSIDE, WINDOW_INDEX, MachineConfig, World
+
+_CR0: Final = 0x80050033
+_CR0_WP, _CR0_CD, _CR0_NW, _CR0_PG = 1 << 16, 1 << 30, 1 << 29, 1 << 31
+_CR4: Final = 0x20
+_CR4_PSE, _CR4_PGE, _CR4_LA57, _CR4_SMEP, _CR4_SMAP = 1 << 4, 1 << 7, 1 << 12, 1 << 20, 1 << 21
+_EFER: Final = 0xD00
+_EFER_NXE: Final = 1 << 11
+_BIT63: Final = 1 << 63
+_POLICIES: Final = ("locked", "seed", "lru:0", "lru:1", "lru:3", "lru:3", "lru:8")
+_TLB_SIZES: Final = (0, 1, 2, 12, 24, 24, 96)
+_KINDS: Final[tuple[AccessKind, ...]] = ("read", "write", "fetch")
+# How far into a stream a triple fault may end a vCPU for good.
+_LATE: Final = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A machine and what to do to it.
+
+    Attributes
+    ----------
+    config : MachineConfig
+    ops : tuple of Op
+    pages : tuple of tuple of int
+        What HOST_PAGE operations refer to: 512 words each.
+
+    """
+
+    config: MachineConfig
+    ops: tuple[Op, ...]
+    pages: tuple[tuple[int, ...], ...]
+
+
+class _Generator:
+    """The state of a stream that is being made."""
+
+    def __init__(self, rng: Random, world: World, config: MachineConfig) -> None:
+        self.rng, self.world, self.config = rng, world, config
+        self.pages: list[list[int]] = []
+        self.cr0 = [_CR0] * config.vcpus
+        self.cr4 = [_CR4 | (_CR4_LA57 if world.levels == 5 else 0)] * config.vcpus
+        self.efer = [_EFER] * config.vcpus
+        self.late = False
+        self.recent = [world.gva(rng)]
+
+    def _vcpu(self) -> int:
+        return self.rng.randrange(self.config.vcpus)
+
+    def _root(self) -> int:
+        low_bits = self.rng.choice((0, 0, 0, 0x8, 0x10, 0x18))
+        return self.rng.choice(self.world.tables[self.world.levels]) << 12 | low_bits
+
+    def _gva(self) -> int:
+        """Draw a page, most often one of the last few, so that cached translations matter."""
+        if self.rng.random() < 0.6:
+            return self.rng.choice(self.recent)
+        self.recent = [*self.recent[-7:], self.world.gva(self.rng)]
+        return self.recent[-1]
+
+    def _access(self, gva: int, vcpu: int) -> Op:
+        rng = self.rng
+        kind = rng.choice(_KINDS)
+        implicit = kind == "read" and rng.random() < 0.05
+        user = not implicit and rng.random() < 0.3
+        return op.access(
+            gva | rng.randrange(PAGE_SIZE), kind, vcpu=vcpu, user=user, ac=rng.random() < 0.5, implicit=implicit
+        )
+
+    def access(self) -> list[Op]:
+        """Access one page once or twice, perhaps from two vCPUs."""
+        gva = self._gva()
+        return [self._access(gva, self._vcpu()) for _ in range(self.rng.choice((1, 1, 2)))]
+
+    def data(self) -> list[Op]:
+        """Load or store somewhere, which may well be a table."""
+        rng, vcpu = self.rng, self._vcpu()
+        size = rng.choice((1, 2, 4, 8, 8))
+        offset = rng.randrange(PAGE_SIZE - size + 1) if rng.random() < 0.3 else 8 * rng.choice((*INDICES, 3))
+        gva = self._gva() + offset
+        flags = {"user": rng.random() < 0.4, "ac": rng.random() < 0.5}
+        if rng.random() < 0.4:
+            return [op.load(gva, size, vcpu=vcpu, **flags)]
+        return [op.store(gva, self._stored(size, rng.randint(1, 4)), size, vcpu=vcpu, **flags)]
+
+    def _stored(self, size: int, level: int) -> int:
+        return self.world.entry(self.rng, level) & ((1 << 8 * size) - 1)
+
+    def _edit(self, vcpu: int) -> tuple[Op, int]:
+        """Return a guest store to a table through the window, and the gfn of the table."""
+        rng, world = self.rng, self.world
+        gfn = rng.choice(world.tables[1] if rng.random() < 0.5 else world.table_gfns)
+        level = world.level_of[gfn]
+        # The window itself is edited seldom: without it no table can be reached.
+        if gfn in world.window.values() and rng.random() < 0.9:
+            gfn, level = world.tables[1][0], 1
+        size = rng.choice((8, 8, 8, 8, 4, 2, 1))
+        place = gfn << 12 | 8 * rng.choice(INDICES)
+        if rng.random() < 0.1:
+            place += rng.randrange(8)
+            if place % PAGE_SIZE + size > PAGE_SIZE:
+                place -= 8
+        value = self._stored(size, level)
+        return op.store(world.through_window(place), value, size, vcpu=vcpu, ac=True), gfn
+
+    def edit(self) -> list[Op]:
+        """Edit a table from the guest, with INVLPG or without, by this vCPU or another; then access."""
+        rng, vcpu, other = self.rng, self._vcpu(), self._vcpu()
+        store, _ = self._edit(vcpu)
+        gva = self._gva()
+        scene = [store]
+        if rng.random() < 0.5:
+            scene.append(op.invlpg(gva | rng.randrange(PAGE_SIZE), vcpu=other))
+        if rng.random() < 0.7:
+            scene.append(self._access(gva, other))
+        return scene
+
+    def switch(self) -> list[Op]:
+        """Write CR3 and access something."""
+        vcpu = self._vcpu()
+        return [op.write_cr3(self._root(), vcpu=vcpu), self._access(self._gva(), vcpu)]
+
+    def ping_pong(self) -> list[Op]:
+        """Go to another root and back, perhaps with an edit between."""
+        vcpu, first, second = self._vcpu(), self._root(), self._root()
+        scene = [op.write_cr3(first, vcpu=vcpu), op.sync_tlb(vcpu=vcpu), op.write_cr3(second, vcpu=vcpu)]
+        if self.rng.random() < 0.5:
+            scene.append(self._edit(self._vcpu())[0])
+        return [*scene, op.write_cr3(first, vcpu=vcpu), self._access(self._gva(), vcpu)]
+
+    def invlpg(self) -> list[Op]:
+        """Do INVLPG, seldom of an address that is not canonical."""
+        gva = self._gva()
+        return [op.invlpg(gva ^ (1 << 62 if self.rng.random() < 0.1 else 0), vcpu=self._vcpu())]
+
+    def host(self) -> list[Op]:
+        """Write from the hypervisor's side: a table entry, a whole table, a data word, outside memory."""
+        rng, world, vcpu = self.rng, self.world, self._vcpu()
+        gfn = rng.choice(world.table_gfns)
+        level = world.level_of[gfn]
+        chance = rng.random()
+        if chance < 0.2 and gfn not in world.window.values():
+            self.pages.append(world.page(rng, level))
+            return [op.host_page(gfn << 12, len(self.pages) - 1, vcpu=vcpu)]
+        if chance < 0.25:
+            return [op.host_store(OUTSIDE, 1, vcpu=vcpu)]
+        if chance < 0.3:
+            return [op.host_store(rng.choice(DATA_GFNS) << 12, rng.getrandbits(64), vcpu=vcpu)]
+        return [op.host_store(gfn << 12 | 8 * rng.choice(INDICES), world.entry(rng, level), vcpu=vcpu)]
+
+    def repair(self) -> list[Op]:
+        """Make the window whole again for one root, and one table whatever it is, so that the guest does not fall silent."""
+        rng, world, vcpu = self.rng, self.world, self._vcpu()
+        top = rng.choice(world.tables[world.levels])
+        scene = [op.host_store(top << 12 | 8 * WINDOW_INDEX, world.window[world.levels - 1] << 12 | 0x27, vcpu=vcpu)]
+        for level, gfn in world.window.items():
+            scene.append(op.host_store(gfn << 12, world.window_page(level)[0], vcpu=vcpu))
+        gfn = rng.choice([one for one in world.table_gfns if one not in world.window.values()])
+        self.pages.append(world.page(rng, world.level_of[gfn]))
+        return [*scene, op.host_page(gfn << 12, len(self.pages) - 1, vcpu=vcpu)]
+
+    def flood(self) -> list[Op]:
+        """Store to one upper table several times in a row, which zaps its shadow."""
+        rng, world, vcpu = self.rng, self.world, self._vcpu()
+        gfn = rng.choice(world.tables[rng.randint(2, world.levels)])
+        gva = world.through_window(gfn << 12)
+        level = world.level_of[gfn]
+        return [
+            op.store(gva + 8 * rng.choice(INDICES), world.entry(rng, level), vcpu=vcpu, ac=True)
+            if rng.random() < 0.7
+            else op.access(gva, "write", vcpu=vcpu, ac=True)
+            for _ in range(rng.randint(2, 5))
+        ]
+
+    def registers(self) -> list[Op]:
+        """Toggle WP, SMEP, SMAP, NXE, PGE, PSE."""
+        rng, vcpu = self.rng, self._vcpu()
+        which = rng.randrange(3)
+        if which == 0:
+            self.cr0[vcpu] ^= _CR0_WP
+            return [op.write_cr0(self.cr0[vcpu], vcpu=vcpu, host=rng.random() < 0.5)]
+        if which == 1:
+            self.cr4[vcpu] ^= rng.choice((_CR4_SMEP, _CR4_SMAP, _CR4_PGE, _CR4_PSE, _CR4_SMEP | _CR4_SMAP))
+            return [op.write_cr4(self.cr4[vcpu], vcpu=vcpu, host=rng.random() < 0.5)]
+        self.efer[vcpu] ^= _EFER_NXE
+        return [op.write_efer(self.efer[vcpu], vcpu=vcpu, host=rng.random() < 0.5)]
+
+    def refused(self) -> list[Op]:
+        """Do what faults, does nothing or is the host's mistake."""
+        rng, world, vcpu = self.rng, self.world, self._vcpu()
+        gva = self._gva()
+        choices: tuple[list[Op], ...] = (
+            [self._access(gva ^ 1 << 61, vcpu)],
+            [op.write_cr3(self._root() | _BIT63, vcpu=vcpu)],
+            [op.write_cr3(1 << self.config.maxphyaddr | self._root(), vcpu=vcpu)],
+            [op.write_cr0((self.cr0[vcpu] | _CR0_NW) & ~_CR0_CD, vcpu=vcpu)],
+            [op.write_cr0(self.cr0[vcpu] & ~_CR0_PG, vcpu=vcpu)],
+            [op.write_cr4(self.cr4[vcpu] | 1 << 17, vcpu=vcpu)],
+            [op.write_cr4(self.cr4[vcpu] ^ _CR4_LA57, vcpu=vcpu)],
+            [op.write_efer(self.efer[vcpu] | 1 << 12, vcpu=vcpu)],
+            [op.load(gva | 0xFFD, 8, vcpu=vcpu)],
+            [op.zap_gfn(rng.choice(world.table_gfns), vcpu=vcpu)],
+            [op.zap_gfn(rng.choice(self.world.tables[world.levels]), vcpu=vcpu), self._access(gva, vcpu)],
+            [op.sync_tlb(vcpu=vcpu), op.work(10, vcpu=vcpu), Op(OpKind.NOP, vcpu=vcpu)],
+        )
+        return rng.choice(choices)
+
+    def upheaval(self) -> list[Op]:
+        """Turn paging off and on, change the number of levels, load a CR3 outside memory."""
+        rng, vcpu = self.rng, self._vcpu()
+        which = rng.randrange(3)
+        if which == 0:
+            off = self.cr0[vcpu] & ~_CR0_PG
+            root = self._root()
+            back = op.write_cr0(self.cr0[vcpu], vcpu=vcpu, host=True)
+            return [
+                op.write_cr0(off, vcpu=vcpu, host=True),
+                op.sync_tlb(vcpu=vcpu),
+                op.write_cr3(root, vcpu=vcpu),
+                back,
+            ]
+        if which == 1:
+            there = op.write_cr4(self.cr4[vcpu] ^ _CR4_LA57, vcpu=vcpu, host=True)
+            back = op.write_cr4(self.cr4[vcpu], vcpu=vcpu, host=True)
+            return [there, self._access(self._gva(), vcpu), back]
+        if self.config.policy.startswith("lru") or self.late:
+            outside = op.write_cr3(OUTSIDE, vcpu=vcpu)
+            return [outside, self._access(self._gva(), vcpu), op.write_cr3(self._root(), vcpu=vcpu)]
+        return []
+
+    def scenes(self) -> tuple[list[Callable[[], list[Op]]], list[int]]:
+        """Return the scenes and their weights."""
+        weighted = (
+            (self.access, 30),
+            (self.data, 10),
+            (self.edit, 22),
+            (self.switch, 12),
+            (self.ping_pong, 6),
+            (self.invlpg, 5),
+            (self.host, 6),
+            (self.repair, 3),
+            (self.flood, 3),
+            (self.registers, 3),
+            (self.refused, 4),
+            (self.upheaval, 1),
+        )
+        return [scene for scene, _ in weighted], [weight for _, weight in weighted]
+
+
+def random_stream(seed: int, operations: int, *, policy: str | None = None, vcpus: int = 2) -> Stream:
+    """Make a stream.
+
+    Parameters
+    ----------
+    seed : int
+        All else follows from it: policy, levels, TLB size, address width, operations.
+    operations : int
+        Length; the first few dozen fill the guest's tables.
+    policy : str, optional
+        Instead of a drawn one.
+    vcpus : int
+        How many vCPUs take turns.
+
+    Raises
+    ------
+    ConfigError
+        ``operations`` is not positive.
+
+    """
+    if operations <= 0:
+        raise ConfigError(f"a stream of {operations} operations: expected at least one")
+    rng = Random(seed)  # noqa: S311  a reproducible stream is what is wanted
+    config = MachineConfig(
+        policy=policy or rng.choice(_POLICIES),
+        vcpus=vcpus,
+        tlb_entries=rng.choice(_TLB_SIZES),
+        maxphyaddr=rng.choice((46, 46, 40, 52)),
+    )
+    world = World(rng.choice((4, 4, 5)), config.maxphyaddr)
+    generator = _Generator(rng, world, config)
+    made, generator.pages = world.setup(rng)
+    for vcpu in range(vcpus):
+        made.append(op.write_cr4(generator.cr4[vcpu], vcpu=vcpu, host=True))
+        made.append(op.write_cr3(world.tables[world.levels][vcpu % 2] << 12, vcpu=vcpu))
+    scenes, weights = generator.scenes()
+    while len(made) < operations:
+        generator.late = len(made) > _LATE * operations
+        made += rng.choices(scenes, weights)[0]()
+    assert all(one.flags & ~int(OpFlag.HOST | OpFlag.AC | OpFlag.USER | OpFlag.IMPLICIT) == 0 for one in made)
+    assert all(gfn << 12 < LOW_BYTES for gfn in world.table_gfns)
+    return Stream(config, tuple(made[:operations]), tuple(map(tuple, generator.pages)))

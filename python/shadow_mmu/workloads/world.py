@@ -1,0 +1,157 @@
+"""A small, crowded guest for random testing: few tables, few frames, everything aliased.
+
+Memory is 2 MiB at gpa 0 and 64 KiB at 1 GiB, with nothing between. A pool of frames holds the guest's tables, each with a
+level that most entries respect; some do not (a table used at two levels, a table that maps itself). A *window* maps the first
+2 MiB one to one in every address space, so that guest stores can reach any table through the guest's own mapping.
+"""
+
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from shadow_mmu.ops import Op
+from shadow_mmu.types import PAGE_SIZE, OpKind
+
+LOW_BYTES: Final = 2 << 20
+HIGH_SLOT: Final = 1 << 30
+HIGH_BYTES: Final = 64 << 10
+OUTSIDE: Final = 0x3000_0000
+SLOTS: Final = ((0, LOW_BYTES), (HIGH_SLOT, HIGH_BYTES))
+
+P, W, U, PWT, PCD, A, D, PS, G = (1 << bit for bit in range(9))
+NX: Final = 1 << 63
+_FIRST_TABLE_GFN: Final = 0x10
+_FIRST_DATA_GFN: Final = 0x80
+DATA_GFNS: Final = tuple(range(_FIRST_DATA_GFN, _FIRST_DATA_GFN + 12))
+ROOTS: Final = 4
+_TABLES_PER_LEVEL: Final = 3
+_LEAF_TABLES: Final = 5
+WINDOW_INDEX: Final = 3
+INDICES: Final = (0, 1, 2, 511)
+_TOP_INDICES: Final = (0, 1, 255, 256, 511)
+_CHANCES: Final = (
+    (P, 0.985),
+    (W, 0.95),
+    (U, 0.92),
+    (A, 0.6),
+    (D, 0.5),
+    (PWT, 0.03),
+    (PCD, 0.03),
+    (G, 0.05),
+    (NX, 0.03),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MachineConfig:
+    """How both machines of a comparison are made."""
+
+    policy: str
+    vcpus: int = 2
+    tlb_entries: int = 24
+    maxphyaddr: int = 46
+    slots: tuple[tuple[int, int], ...] = SLOTS
+
+
+class World:
+    """Where the tables are, and how to draw an address, an entry, a page of entries.
+
+    Parameters
+    ----------
+    levels : int
+        4 or 5.
+    maxphyaddr : int
+        Bits at and above it are reserved.
+
+    """
+
+    __slots__ = ("level_of", "levels", "maxphyaddr", "tables", "window")
+
+    def __init__(self, levels: int, maxphyaddr: int = 46) -> None:
+        self.levels, self.maxphyaddr = levels, maxphyaddr
+        self.tables: dict[int, list[int]] = {}
+        gfn = _FIRST_TABLE_GFN
+        for level in range(levels, 0, -1):
+            count = {levels: ROOTS, 1: _LEAF_TABLES}.get(level, _TABLES_PER_LEVEL)
+            self.tables[level] = list(range(gfn, gfn + count))
+            gfn += count
+        # The window's own chain of tables, below the top.
+        self.window = {level: gfn + levels - 1 - level for level in range(levels - 1, 0, -1)}
+        self.level_of = {one: level for level, gfns in self.tables.items() for one in gfns}
+        self.level_of |= {one: level for level, one in self.window.items()}
+
+    @property
+    def table_gfns(self) -> list[int]:
+        """Every frame that holds a table."""
+        return list(self.level_of)
+
+    def canonical(self, gva: int) -> int:
+        """Return ``gva`` with its upper bits made copies of its top one."""
+        bits = 12 + 9 * self.levels
+        gva &= (1 << bits) - 1
+        return gva | (((1 << 64) - (1 << bits)) if gva >> (bits - 1) else 0)
+
+    def gva(self, rng: Random) -> int:
+        """Draw one of a few hundred page addresses."""
+        gva = rng.choice(_TOP_INDICES) << (12 + 9 * (self.levels - 1))
+        for level in range(self.levels - 1, 0, -1):
+            gva |= rng.choice(INDICES) << (12 + 9 * (level - 1))
+        return self.canonical(gva)
+
+    def through_window(self, gpa: int) -> int:
+        """Return the gva at which the window shows a gpa of the low slot."""
+        gva = WINDOW_INDEX << (12 + 9 * (self.levels - 1))
+        return self.canonical(gva | gpa)
+
+    def entry(self, rng: Random, level: int) -> int:
+        """Draw a table entry for ``level``: mostly one that leads somewhere."""
+        if rng.random() < 0.04:
+            return 0
+        bits = 0
+        for bit, chance in _CHANCES:
+            bits |= bit * (rng.random() < chance)
+        if rng.random() < 0.01:
+            bits |= 1 << rng.choice((self.maxphyaddr, 51, 7))
+        return self._target(rng, level) | bits
+
+    def _target(self, rng: Random, level: int) -> int:
+        """Draw where an entry leads: frame bits, and PS for a large page."""
+        chance = rng.random()
+        if level in (2, 3) and chance < 0.12:
+            # 2 MiB: the tables themselves or the high slot; 1 GiB: all of memory or the high slot and what follows.
+            frame = rng.choice((0, HIGH_SLOT, OUTSIDE & ~((1 << (12 + 9 * (level - 1))) - 1)))
+            return frame | PS | (rng.choice((1 << 12, 1 << 13)) if rng.random() < 0.05 else 0)
+        if level > 1:
+            if chance < 0.95:
+                return rng.choice(self.tables[level - 1]) << 12
+            return rng.choice((*self.table_gfns, DATA_GFNS[0], OUTSIDE >> 12)) << 12
+        if chance < 0.6:
+            return rng.choice(DATA_GFNS) << 12
+        if chance < 0.9:
+            return rng.choice(self.table_gfns) << 12
+        return HIGH_SLOT + PAGE_SIZE * rng.randrange(HIGH_BYTES >> 12) if chance < 0.97 else OUTSIDE
+
+    def page(self, rng: Random, level: int) -> list[int]:
+        """Draw the 512 entries of a table: those at the indices that addresses use are drawn, the others empty."""
+        words = [0] * 512
+        for index in _TOP_INDICES if level == self.levels else INDICES:
+            words[index] = self.entry(rng, level)
+        if level == self.levels:
+            words[WINDOW_INDEX] = self.window[level - 1] << 12 | P | W | U | A
+        return words
+
+    def window_page(self, level: int) -> list[int]:
+        """Return the 512 entries of a table of the window."""
+        if level == 1:
+            return [gfn << 12 | P | W | U | A | D for gfn in range(512)]
+        return [self.window[level - 1] << 12 | P | W | U | A, *[0] * 511]
+
+    def setup(self, rng: Random) -> tuple[list[Op], list[list[int]]]:
+        """Return the operations that fill every table, and the pages that they refer to."""
+        operations: list[Op] = []
+        pages: list[list[int]] = []
+        windows = set(self.window.values())
+        for gfn, level in self.level_of.items():
+            operations.append(Op(OpKind.HOST_PAGE, aux=len(pages), addr=gfn << 12))
+            pages.append(self.window_page(level) if gfn in windows else self.page(rng, level))
+        return operations, pages
