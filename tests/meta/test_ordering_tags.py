@@ -1,0 +1,82 @@
+"""Each atomic access of the core carries `// ORDERING(tag): why`, and each tag has a row in docs/memory-ordering.md."""
+
+import re
+
+import pytest
+
+from tests.meta.tree import ROOT, core_sources, production
+
+# An access with its order on the same line: `x.load(Ordering::Acquire)`, `x.store(1, O::LEAVE)`, `fence(order)`.
+ACCESS = re.compile(
+    r"(\.(load|store|swap|fetch_\w+|compare_exchange(_weak)?)\(.*(\bOrdering::\w+|\b(O|\w*Order)::[A-Z_]+))|(?<!fn )\bfence\("
+)
+TAG = re.compile(r"// ORDERING\(([a-z-]+)\):")
+ABOVE = 3
+
+
+def untagged(lines: list[str]) -> list[int]:
+    """Return the line numbers of atomic accesses without a tag on the comment above them."""
+    found = []
+    for number, line in enumerate(lines):
+        code = line.split("//")[0]
+        if not ACCESS.search(code) or code.lstrip().startswith(("use ", "pub use ")):
+            continue
+        if not any(TAG.search(above) for above in lines[max(0, number - ABOVE) : number + 1]):
+            found.append(number + 1)
+    return found
+
+
+def documented_tags() -> set[str]:
+    """Return the tags that open a row of the table."""
+    return set(re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "docs/memory-ordering.md").read_text(), re.MULTILINE))
+
+
+def test_every_atomic_access_of_the_core_says_why_its_order_is_enough() -> None:
+    accesses = 0
+    bare = []
+    for path in core_sources():
+        lines = production(path.read_text())
+        accesses += sum(bool(ACCESS.search(line.split("//")[0])) for line in lines)
+        bare += [f"{path.relative_to(ROOT)}:{number}" for number in untagged(lines)]
+    assert accesses > 30
+    assert not bare, "atomic accesses without `// ORDERING(tag): why` above them"
+
+
+def test_tags_and_rows_are_the_same_set() -> None:
+    tags = {tag for path in core_sources() for tag in TAG.findall(path.read_text())}
+    assert tags == documented_tags()
+
+
+def test_no_access_is_sequentially_consistent() -> None:
+    """Loom takes a SeqCst access for AcqRel: only a fence may carry SeqCst."""
+    access = re.compile(r"\.(load|store|swap|fetch_\w+|compare_exchange(_weak)?)\(.*SeqCst")
+    found = [str(path) for path in core_sources() if any(access.search(line) for line in production(path.read_text()))]
+    assert not found
+
+
+def test_every_loom_model_in_the_sources_runs_under_the_filter_of_make_loom() -> None:
+    models = [path for crate in ("core", "sys") for path in (ROOT / "rust" / crate / "src").rglob("*.rs") if "loom_tests" in str(path)]
+    names = [name for path in models for name in re.findall(r"#\[test\][^{]*?fn (\w+)\(", path.read_text())]
+    assert len(names) > 5
+    assert [name for name in names if not name.startswith("loom_")] == []
+
+
+@pytest.mark.parametrize(
+    "access",
+    [
+        "x.load(Ordering::Relaxed);",
+        "self.epoch.store(epoch + 1, O::LEAVE);",
+        "slot.store(spte, KvmOrder::STORE_SPTE);",
+        "fence(order);",
+        "if word.compare_exchange_weak(a, b, Ordering::Release, Ordering::Relaxed).is_ok() {",
+    ],
+)
+def test_an_access_without_its_tag_would_be_seen(access: str) -> None:
+    assert untagged(["fn f() {", access]) == [2]
+    assert untagged(["// ORDERING(some-tag): because", "// it is so", access]) == []
+    assert untagged(["// ORDERING(some-tag): because", "", "", "", access]) == [5]
+
+
+@pytest.mark.parametrize("line", ["use core::sync::atomic::{Ordering, fence};", "memory.store(gpa, value, 8)", "// x.load(Ordering::Relaxed)"])
+def test_what_is_no_access_needs_no_tag(line: str) -> None:
+    assert untagged([line]) == []
