@@ -60,13 +60,14 @@ fmt: $(VENV)/.dev ## Format Rust and Python
 fmt-check:
 	cargo fmt --all --check
 
-# The crate is one program in four shapes; each must be free of warnings.
+# The core is one program in four shapes; each must be free of warnings.
 .PHONY: clippy
 clippy:
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
 	cargo clippy --package shadow-mmu --all-targets --features count-sync --quiet -- -D warnings
 	cargo clippy --package shadow-mmu-py --features mutants --quiet -- -D warnings
-	RUSTFLAGS="--cfg loom" cargo clippy --package shadow-mmu --lib --profile test --quiet --target-dir target/loom -- -D warnings
+	RUSTFLAGS="--cfg loom" cargo clippy --package shadow-mmu --package shadow-mmu-sys --lib --profile test --quiet \
+		--target-dir target/loom -- -D warnings
 
 .PHONY: ruff
 ruff: $(VENV)/.dev
@@ -75,7 +76,7 @@ ruff: $(VENV)/.dev
 
 .PHONY: mypy
 mypy: $(VENV)/.dev
-	$(BIN)/mypy
+	$(BIN)/mypy python/shadow_mmu tests $(wildcard benches)
 
 .PHONY: stubtest
 stubtest: $(VENV)/.dev
@@ -86,11 +87,11 @@ stubtest: $(VENV)/.dev
 loom: ## Explore the interleavings of the lock-free protocols, and see their weakened twins fail
 	RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=$${LOOM_MAX_PREEMPTIONS:-3} \
 	CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
-		cargo test --package shadow-mmu --release --lib --target-dir target/loom loom_
+		cargo test --package shadow-mmu --package shadow-mmu-sys --release --lib --target-dir target/loom loom_
 
 .PHONY: count-sync
 count-sync: ## Run the core's tests on the counting sync facade: what the fast path may not do, counted
-	cargo test --package shadow-mmu --features count-sync --quiet
+	cargo test --package shadow-mmu --package shadow-mmu-sys --features shadow-mmu/count-sync --quiet
 
 .PHONY: mutants
 mutants: build/mutants/_native.abi3.so ## Build the native module with single rules that can be switched off (for tests/mutants)

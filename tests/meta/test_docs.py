@@ -8,7 +8,6 @@ import sys
 import textwrap
 
 import pytest
-
 from tests.meta.tree import ROOT, tracked
 
 README = ROOT / "README.md"
@@ -72,7 +71,7 @@ def test_the_python_example_of_the_readme_runs() -> None:
     assert example
     done = subprocess.run([sys.executable, "-c", example[1]], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    shown = re.findall(r"#> (.*)$", example[1], re.MULTILINE)
+    shown = re.findall(r"# -> (.*)$", example[1], re.MULTILINE)
     assert shown
     assert done.stdout.splitlines() == shown
 

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 
 import pytest
-
 from tests.meta.tree import CORE, ROOT, core_sources, production, without_comments
 
 LAYER_ROW = re.compile(r"^L(\d)\s+(.+?)\s*$", re.MULTILINE)

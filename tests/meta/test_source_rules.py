@@ -3,7 +3,6 @@
 import re
 
 import pytest
-
 from tests.meta.tree import ROOT, core_sources, tracked
 
 LINES_CAP = 450
@@ -54,7 +53,9 @@ def test_no_file_names_a_path_of_somebodys_machine() -> None:
     assert not found
 
 
-@pytest.mark.parametrize("line", ["unsafe { x() }", "unsafe fn f() {}", "#![allow(unsafe_code)]", "unsafe impl Send for X {}"])
+@pytest.mark.parametrize(
+    "line", ["unsafe { x() }", "unsafe fn f() {}", "#![allow(unsafe_code)]", "unsafe impl Send for X {}"]
+)
 def test_unsafe_code_would_be_seen(line: str) -> None:
     assert unsafe_uses(f"fn safe() {{}}\n{line}\n")
 

@@ -151,13 +151,19 @@ impl Vcpu {
     }
 
     /// Guest load of 1, 2, 4 or 8 bytes.
-    #[pyo3(signature = (gva, size=Word(8), /, *, user=false, ac=false))]
+    #[pyo3(
+        signature = (gva, size=Word(8), /, *, user=false, ac=false),
+        text_signature = "($self, gva, size=8, /, *, user=False, ac=False)"
+    )]
     fn load<'py>(&self, py: Python<'py>, gva: Word, size: Word, user: bool, ac: bool) -> PyResult<Bound<'py, PyAny>> {
         self.reach(py, |cpu| cpu.load(Gva::new(gva.0), size.0, flags(user, ac, false)))
     }
 
     /// Guest store of the low 1, 2, 4 or 8 bytes of `value`.
-    #[pyo3(signature = (gva, value, size=Word(8), /, *, user=false, ac=false))]
+    #[pyo3(
+        signature = (gva, value, size=Word(8), /, *, user=false, ac=false),
+        text_signature = "($self, gva, value, size=8, /, *, user=False, ac=False)"
+    )]
     fn store<'py>(
         &self,
         py: Python<'py>,
