@@ -187,6 +187,8 @@ impl VmConfig {
         range("vcpus", self.vcpus as u64, 1, MAX_VCPUS as u64)?;
         range("prev_roots", self.policy.prev_roots() as u64, 0, u64::from(MAX_PREV_ROOTS))?;
         range("tlb_entries", self.tlb_entries as u64, 0, MAX_TLB_ENTRIES as u64)?;
+        // All TLBs together: 256 MiB.
+        range("tlb_entries of all vcpus", (self.tlb_entries * self.vcpus) as u64, 0, MAX_TLB_ENTRIES as u64 * 16)?;
         range("maxphyaddr", u64::from(self.maxphyaddr), 36, 52)?;
         if self.mutant != Mutant::None && !cfg!(feature = "mutants") {
             return Err(Error::Config {

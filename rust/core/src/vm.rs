@@ -132,11 +132,10 @@ impl Vm {
     pub fn add_memslot(&self, gpa: Gpa, bytes: u64) -> Result<()> {
         let mut host = self.host.lock();
         let mut locked = self.shared.lock(&mut host, LockReason::Host);
-        let index = self.shared.memory.add(gpa, bytes)?;
-        match self.shared.memory.iter().nth(index) {
-            Some(slot) => locked.state.rmaps.add_slot(slot),
-            None => Ok(()),
-        }
+        self.shared.memory.check(gpa, bytes)?;
+        // What can fail comes first: the slot is visible to every vCPU as soon as it is added.
+        locked.state.rmaps.add_slot(gpa.gfn(), bytes / PAGE_SIZE)?;
+        self.shared.memory.add(gpa, bytes).map(|_| ()).inspect_err(|_| locked.state.rmaps.remove_last_slot())
     }
 
     /// Checks every invariant, all vCPUs at rest.

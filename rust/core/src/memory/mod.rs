@@ -45,7 +45,8 @@ impl GuestMemory {
         Ok(memory)
     }
 
-    fn check(&self, gpa: Gpa, bytes: u64) -> Result<()> {
+    /// Checks that a slot is page aligned, not empty, and below the limit.
+    pub(crate) fn check(&self, gpa: Gpa, bytes: u64) -> Result<()> {
         let bad =
             |what, expected: String| Err(Error::Config { what, got: format!("{gpa} + {bytes:#x} bytes"), expected });
         if bytes == 0 || !gpa.get().is_multiple_of(PAGE_SIZE) || !bytes.is_multiple_of(PAGE_SIZE) {

@@ -134,7 +134,7 @@ impl Shared {
         let memory = GuestMemory::new(&config.slots, config.maxphyaddr)?;
         let mut state = MmuState { trace: config.trace.then(Vec::new), ..MmuState::default() };
         for slot in memory.iter() {
-            state.rmaps.add_slot(slot)?;
+            state.rmaps.add_slot(slot.base(), slot.pages())?;
         }
         Ok(Self {
             memory,

@@ -5,7 +5,6 @@
 use crate::{
     addr::{Gfn, SpId, SpteRef},
     error::{Error, Result},
-    memory::Memslot,
 };
 
 /// More mappings than this of one frame are recycled (E147).
@@ -58,12 +57,17 @@ impl Head {
 
 impl Rmaps {
     /// Makes room for a new slot's frames.
-    pub(crate) fn add_slot(&mut self, slot: &Memslot) -> Result<()> {
-        let bytes = slot.pages() * 8;
-        let heads = bytemuck::try_zeroed_slice_box(slot.pages() as usize)
+    pub(crate) fn add_slot(&mut self, base: Gfn, pages: u64) -> Result<()> {
+        let bytes = pages * 8;
+        let heads = bytemuck::try_zeroed_slice_box(pages as usize)
             .map_err(|()| Error::OutOfMemory { what: "reverse maps", bytes })?;
-        self.slots.push(SlotRmaps { base: slot.base().get(), heads });
+        self.slots.push(SlotRmaps { base: base.get(), heads });
         Ok(())
+    }
+
+    /// Takes back the slot added last, whose memory could not be had.
+    pub(crate) fn remove_last_slot(&mut self) {
+        self.slots.pop();
     }
 
     #[inline]
@@ -169,13 +173,11 @@ impl Rmaps {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{addr::Gpa, memory::GuestMemory};
 
     #[test]
     fn i1_add_and_remove_keep_the_set_and_the_order_rule() {
-        let memory = GuestMemory::new(&[(Gpa::new(0x10000), 0x4000)], 46).unwrap();
         let mut rmaps = Rmaps::default();
-        rmaps.add_slot(memory.iter().next().unwrap()).unwrap();
+        rmaps.add_slot(Gfn::new(0x10), 4).unwrap();
         let gfn = Gfn::new(0x12);
         let spte = |n: usize| SpteRef::new(SpId::new(n as u32 + 70_000), n);
         for n in 0..5 {

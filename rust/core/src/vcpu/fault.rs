@@ -87,8 +87,13 @@ impl Vcpu {
 
     /// Zeroes the flooding counts of the shadow pages that translate `gva`, without the lock.
     ///
-    /// KVM: `shadow_page_table_clear_flood`. A page that is freed meanwhile still has its header: the arena keeps it.
+    /// KVM: `shadow_page_table_clear_flood`. The walk is a bracketed section like a guest access, so that no page on the
+    /// path is freed and used again meanwhile (D.3, E161); with a request pending it is left out, as it is only a hint.
     fn clear_flooding_on_path(&mut self, shared: &Shared, gva: Gva) {
+        let mode = &shared.modes[self.index];
+        if !mode.enter() {
+            return;
+        }
         let mut next = self.root().shadow_page();
         while let Some(sp) = next {
             let header = shared.arena.header(sp);
@@ -96,6 +101,7 @@ impl Vcpu {
             let level = header.role().level();
             next = if level.is_last() { None } else { shared.spte(SpteRef::new(sp, level.index(gva))).child() };
         }
+        mode.leave();
     }
 }
 

@@ -1,0 +1,69 @@
+//! What a clean fast switch touches, counted by the sync facade (`cargo test --features count-sync`).
+//!
+//! The atomics of the core are those that other vCPUs can reach; a vCPU's own state has none. So no store and no
+//! read-modify-write of the facade means none to a line that another vCPU reads.
+#![cfg(feature = "count-sync")]
+
+use shadow_mmu::{AccessFlags, AccessKind, Cpu, Gpa, Gva, Outcome, Policy, Vm, VmConfig};
+use shadow_mmu_sys::sync::count::{self, Counts};
+
+const KERNEL: u64 = 0x10_0000;
+const USER: u64 = 0x10_8000;
+
+fn vm(policy: Policy) -> Vm {
+    let config = VmConfig { slots: vec![(Gpa::new(0), 4 << 20)], vcpus: 2, policy, ..VmConfig::default() };
+    let vm = Vm::new(config).unwrap();
+    for root in [KERNEL, USER] {
+        for level in 0..4 {
+            let entry = (root + (level + 1) * 0x1000) | 0x67;
+            vm.host_write(Gpa::new(root + level * 0x1000), &entry.to_le_bytes()).unwrap();
+        }
+    }
+    vm
+}
+
+fn switch_and_fetch(cpu: &mut Cpu<'_>, cr3: u64) {
+    assert_eq!(cpu.write_cr3(cr3), Ok(Outcome::Ok(0)));
+    assert!(matches!(cpu.access(Gva::new(0), AccessKind::Fetch, AccessFlags::empty()), Ok(Outcome::Ok(_))));
+}
+
+/// The counts of one CR3 write once both roots are known.
+fn counted_switch(policy: Policy) -> Counts {
+    let vm = vm(policy);
+    let mut cpu = vm.cpu(0).unwrap();
+    for cr3 in [KERNEL, USER, KERNEL, USER] {
+        switch_and_fetch(&mut cpu, cr3);
+    }
+    count::reset();
+    let outcome = cpu.write_cr3(KERNEL);
+    let counts = count::snapshot();
+    assert_eq!(outcome, Ok(Outcome::Ok(0)));
+    counts
+}
+
+#[test]
+fn e001_a_clean_fast_switch_has_no_lock_no_rmw_and_no_store() {
+    for policy in [Policy::Seed, Policy::Lru(1), Policy::Lru(3), Policy::Lru(16)] {
+        let counts = counted_switch(policy);
+        assert_eq!((counts.locks, counts.rmws, counts.stores), (0, 0, 0), "{policy}: {counts:?}");
+        assert!(counts.loads >= 1, "{policy}: the root was looked at: {counts:?}");
+    }
+}
+
+#[test]
+fn the_counting_build_sees_the_locks_of_a_slow_switch() {
+    let counts = counted_switch(Policy::Locked);
+    assert!(counts.locks >= 1 && counts.rmws >= 1, "{counts:?}");
+}
+
+#[test]
+fn e057_the_requests_of_a_clean_switch_take_no_lock_either() {
+    let vm = vm(Policy::Lru(3));
+    let mut cpu = vm.cpu(0).unwrap();
+    for cr3 in [KERNEL, USER, KERNEL] {
+        switch_and_fetch(&mut cpu, cr3);
+    }
+    count::reset();
+    switch_and_fetch(&mut cpu, USER);
+    assert_eq!(count::snapshot().locks, 0);
+}
