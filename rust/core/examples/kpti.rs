@@ -6,7 +6,7 @@ use std::{io::Write, time::Instant};
 
 use shadow_mmu::{AccessFlags, AccessKind, Error, Gpa, Gva, LockReason, Op, OpKind, Policy, RunOptions, Vm, VmConfig};
 
-const SWITCHES: usize = 1_000_000;
+const SWITCHES: u32 = 1_000_000;
 
 /// Maps gva 0 to a page of its own under a 4-level table whose PML4 is at `root`.
 fn build(vm: &Vm, root: u64) -> Result<(), Error> {
@@ -29,12 +29,14 @@ fn main() -> Result<(), Error> {
             let _ = cpu.write_cr3(cr3)?;
             let _ = cpu.access(Gva::new(0), AccessKind::Fetch, AccessFlags::empty())?;
         }
-        let program: Vec<Op> =
-            (0..SWITCHES).map(|n| Op::new(OpKind::WriteCr3, if n % 2 == 0 { kernel } else { user })).collect();
+        // The write, then a guest entry: there the locked policy loads the root that it has freed.
+        let switch =
+            |n| [Op::new(OpKind::WriteCr3, if n % 2 == 0 { kernel } else { user }), Op::new(OpKind::SyncTlb, 0)];
+        let program: Vec<Op> = (0..SWITCHES).flat_map(switch).collect();
         let before = vm.stats()?.total.lock.total();
         let began = Instant::now();
         let report = shadow_mmu::run(&vm, &[&program], &[], RunOptions::default(), &shadow_mmu::Control::new())?;
-        let nanos = report.seconds * 1e9 / SWITCHES as f64;
+        let nanos = report.seconds * 1e9 / f64::from(SWITCHES);
         let stats = vm.stats()?;
         let free = stats.total.lock.acquisitions[LockReason::Free as usize];
         // A broken pipe on stdout is no concern of an example.
