@@ -228,15 +228,19 @@ def test_e140_sync_write_protects_and_flushes_before_it_reads() -> None:
 
 def test_e142_a_child_with_stale_entries_is_synced_before_it_is_linked() -> None:
     one, (a, b) = guest("lru:3")
-    entry = one.entry(a, PAGE)
+    entry, beside = one.entry(a, PAGE), PAGE + 0x1000
+    one.map(a, beside, 0x402000, USED)
     level_3_of_a = one.entry(a, PAGE, 3) & ~0xFFF
     window = one.window(b, entry)
-    visit(one, a, b)
-    one.store(window, 0x500000 | USED)
+    visit(one, a)
+    one.read(beside)
+    visit(one, b)
+    one.store(window + 8, 0x500000 | USED)
     free_slot = one.entry(b, 7 << 39, 4)
     assert not one.peek(free_slot) & P
     one.poke(free_slot, level_3_of_a | RWU)  # not present -> present: the guest need not flush
-    assert one.read((7 << 39) + PAGE).value == 0x500000
+    assert one.read((7 << 39) + PAGE).value == 0x400000  # this fault links it
+    assert one.read((7 << 39) + beside).value == 0x500000
     one.audit()
 
 
