@@ -8,8 +8,8 @@ Everything named in ``__all__`` is loaded when it is first used, so that ``impor
 compiled core, the model and the workloads come only when they are wanted.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING
+# typing itself takes longer to import than all the rest of this file; type checkers know the name.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from shadow_mmu._native import Vcpu, __version__
@@ -107,6 +107,8 @@ def __getattr__(name: str) -> object:
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415  the same
+
     value: object = getattr(import_module(f"{__name__}.{home}"), name)
     globals()[name] = value
     return value

@@ -106,11 +106,11 @@ def _finish(*, ok: bool, interrupted: bool = False) -> NoReturn:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="shadow-mmu", prog_name="shadow-mmu")
-def cli() -> None:
+def main() -> None:
     """KVM's x86 shadow MMU as a library: replay real guests, run workloads, compare core and model."""
 
 
-@cli.command()
+@main.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @_policy_option("locked", "seed", "lru:3")
 @click.option(
@@ -178,7 +178,7 @@ def replay(
     _finish(ok=report.ok, interrupted=report.interrupted)
 
 
-@cli.group()
+@main.group()
 def run() -> None:
     """Run a workload on OS threads, one for each vCPU."""
 
@@ -234,7 +234,7 @@ def kpti(
     _finish(ok=report.ok, interrupted=report.interrupted)
 
 
-@cli.command()
+@main.command()
 @click.option("--ops", type=click.IntRange(min=1), default=20_000, show_default=True, help="Operations to compare.")
 @_seed_option
 @click.option(
@@ -266,8 +266,3 @@ def diff(ops: int, seed: int, every: int, save: Path) -> None:
     path.write_text(text + "\n")
     click.echo(f"{found}\nwritten to {path}")
     _finish(ok=False)
-
-
-def main() -> None:
-    """Run the command line."""
-    cli(prog_name="shadow-mmu")

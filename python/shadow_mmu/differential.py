@@ -15,7 +15,8 @@ import numpy as np
 
 from shadow_mmu.errors import ConfigError, ShadowMmuError
 from shadow_mmu.model import LegalTranslations, Machine, Outcome
-from shadow_mmu.ops import OP, Op, Pages
+from shadow_mmu.model.ops import OP_RECORD
+from shadow_mmu.ops import Op, Pages
 from shadow_mmu.types import OpKind
 from shadow_mmu.workloads.random import Stream, random_stream
 from shadow_mmu.workloads.world import MachineConfig
@@ -45,6 +46,13 @@ class Subject(Protocol):
 Maker = Callable[[MachineConfig], Subject]
 
 
+def _with_its_page(op: Op, pages: Pages) -> tuple[Op, memoryview | None]:
+    """Return the operation with the one page that it refers to, if any: a call looks at everything that it is given."""
+    if op.kind != OpKind.HOST_PAGE:
+        return op, None
+    return op._replace(aux=0), pages[op.aux : op.aux + 1].reshape(-1).view(np.uint8).data
+
+
 class ModelSubject:
     """The reference model as a subject; ``kind`` may be a subclass with a planted difference."""
 
@@ -61,7 +69,7 @@ class ModelSubject:
     def execute(self, op: Op, pages: Pages, /) -> Result:
         """Run one operation."""
         try:
-            code, value, error_code = self.machine.execute(op, pages)
+            code, value, error_code = self.machine.execute(*_with_its_page(op, pages))
         except ShadowMmuError as error:
             return type(error).__name__
         return code, value, error_code
@@ -89,7 +97,8 @@ class NativeSubject:
     def execute(self, op: Op, pages: Pages, /) -> Result:
         """Run one operation."""
         try:
-            return self.vm.execute(np.array(op, OP).tobytes(), pages.data if len(pages) else None)
+            one, page = _with_its_page(op, pages)
+            return self.vm.execute(OP_RECORD.pack(*one), page)
         except ShadowMmuError as error:
             return type(error).__name__
 

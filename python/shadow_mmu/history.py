@@ -101,11 +101,18 @@ class History:
         return {past[1] & ~_ACCESSED_DIRTY} | {value & ~_ACCESSED_DIRTY for at, value in changes if at > since}
 
     def is_legal(self, index: int, gpa: int) -> bool:
-        """Whether the access of operation ``index`` may have reached ``gpa``."""
+        """Whether the access of operation ``index`` may have reached ``gpa``, perhaps by a stale translation."""
+        return self._reaches(index, gpa, self.last_invalidation(index))
+
+    def is_current(self, index: int, gpa: int) -> bool:
+        """Whether the tables as they are when operation ``index`` begins lead its access to ``gpa``."""
+        return self._reaches(index, gpa, index - 1)
+
+    def _reaches(self, index: int, gpa: int, since: int) -> bool:
+        """Whether entries of values that they held after ``since`` lead the access to ``gpa`` and permit it."""
         kind, flags, cpu, _, gva, _, _ = (int(part) for part in self._ops[index].tolist())
         if kind not in _ACCESSES:
             return False
-        since = self.last_invalidation(index)
         cr0, cr3, cr4, efer = (self._register(register, cpu, index) for register in _START)
         # Each step of the frontier: a table and the rights (W, U, X) that the entries above it leave.
         frontier = {(cr3 & _FRAME, True, True, True)}
@@ -166,9 +173,19 @@ def _permits(rights: tuple[bool, bool, bool], kind: int, flags: int, cr0: int, c
 
 
 def split_legal(
-    ops: Program, pages: Pages, differences: Sequence[tuple[int, int]], faults: Iterable[int] = ()
+    ops: Program, pages: Pages, differences: Sequence[tuple[int, int, int]], faults: Iterable[int] = ()
 ) -> tuple[list[int], list[int]]:
-    """Divide differences, given as (operation index, gpa reached), into legal staleness and mismatches.
+    """Divide differences into legal staleness and mismatches.
+
+    A recorded gpa is what the tables of that moment give. Where they do not, the recording is wrong, and what the machine
+    reached cannot be called stale.
+
+    Parameters
+    ----------
+    ops, pages, faults
+        As for :class:`History`.
+    differences : sequence of (int, int, int)
+        Operation index, gpa reached, gpa recorded.
 
     Returns
     -------
@@ -181,6 +198,7 @@ def split_legal(
     history = History(ops, pages, faults)
     legal: list[int] = []
     wrong: list[int] = []
-    for position, (index, gpa) in enumerate(differences):
-        (legal if history.is_legal(index, gpa) else wrong).append(position)
+    for position, (index, reached, recorded) in enumerate(differences):
+        stale = history.is_current(index, recorded) and history.is_legal(index, reached)
+        (legal if stale else wrong).append(position)
     return legal, wrong

@@ -102,14 +102,20 @@ def replay_recording(
     options = _Options(mode, model, check, audit_every, lock_times)
     program = compile_recording(recording, check=check)
     results: list[ReplayResult] = []
-    for number, policy in enumerate(wanted):
-        poll = _shifted(progress, number * len(program.ops))
-        run = _replay_native if model == "native" else _replay_model
-        found, stats = run(recording, program, policy, options, poll)
-        results.append(_result(program, policy, options, found, stats))
-        if found["interrupted"]:
-            break
-    return ReplayReport(recording.name, recording.events, tuple(results), any(one.interrupted for one in results))
+    interrupted = False
+    try:
+        for number, policy in enumerate(wanted):
+            poll = _shifted(progress, number * len(program.ops))
+            run = _replay_native if model == "native" else _replay_model
+            found, stats = run(recording, program, policy, options, poll)
+            results.append(_result(program, policy, options, found, stats))
+            interrupted = found["interrupted"]
+            if interrupted:
+                break
+    except KeyboardInterrupt:
+        # Between two replays; what they found stays.
+        interrupted = True
+    return ReplayReport(recording.name, recording.events, tuple(results), interrupted)
 
 
 def _shifted(progress: Callable[[int], object] | None, before: int) -> Callable[[int], None] | None:
@@ -266,7 +272,9 @@ def _result(
 
     faults = [index for index, code, *_ in found["mismatches"] if code == OutcomeCode.PAGE_FAULT]
     elsewhere = [one for one in found["mismatches"] if one[1] == OutcomeCode.OK]
-    legal, _ = split_legal(ops, program.pages, [(index, value) for index, _, value, _ in elsewhere], faults)
+    legal, _ = split_legal(
+        ops, program.pages, [(index, value, expected) for index, _, value, expected in elsewhere], faults
+    )
     stale = {elsewhere[position][0] for position in legal}
     done = found["events_done"]
     return ReplayResult(
