@@ -3,13 +3,10 @@
 from collections.abc import Callable
 
 import pytest
-from tests.model.support import USED, Guest
-from tests.model.test_roots import PAGE, guest, visit
+from tests.model.support import PAGE, USED, Guest, guest, visit
 
 from shadow_mmu.model import spte as sptes
-from shadow_mmu.model.constants import COUNTERS, LOCK_REASONS
 from shadow_mmu.model.vm import SharedState
-from shadow_mmu.types import OpKind
 
 
 def prepared() -> tuple[Guest, SharedState, int]:
@@ -154,46 +151,3 @@ def test_e162_audit_names_the_invariant_that_is_broken(
     damage(vm, unsync)
     found = one.machine.audit()
     assert invariant in {text.split(":")[0] for text in found}
-
-
-def test_e164_statistics_are_sums_over_the_vcpus() -> None:
-    one, _, _ = prepared()
-    one.vcpu = 1
-    visit(one, one.machine.vm.vcpus[0].registers.cr3)
-    stats = one.machine.stats()
-    assert tuple(stats["counters"]) == COUNTERS
-    assert tuple(stats["lock"]["acquisitions"]) == LOCK_REASONS
-    for name, total in stats["counters"].items():
-        assert total == sum(vcpu["counters"][name] for vcpu in stats["per_vcpu"])
-    for name, total in stats["cr3"].items():
-        assert total == sum(vcpu["cr3"][name] for vcpu in stats["per_vcpu"])
-    assert stats["shadow_pages_live"] == len(one.machine.shadow_pages()) <= stats["shadow_pages_peak"]
-    assert stats["sync_pages"] >= stats["sync_pages_unchanged"]
-
-
-def test_e164_each_fault_is_counted_in_one_class() -> None:
-    one, (a, _) = guest("lru:3")
-    window = one.window(a, a)
-    outside = one.window(a, 0x7000000)
-    visit(one, a)
-    with one.moved() as moved:
-        one.read(PAGE)
-        one.read(0x9000)
-        one.store(window + 8 * 400, 0)
-        one.store(window + 8 * 401, 0)
-        one.read(outside)
-    assert moved["pf_taken"] == 5 - 1  # the read of PAGE hits what the fetch left in the TLB
-    assert {name: moved[name] for name in ("pf_guest", "pf_emulate", "mmio_exits")} == {
-        "pf_guest": 1,
-        "pf_emulate": 2,
-        "mmio_exits": 1,
-    }
-    assert "pf_fixed" not in moved
-
-
-def test_e164_unsync_is_a_gauge_of_unsync_pages() -> None:
-    one, _, _ = prepared()
-    assert one.counters()["mmu_unsync"] == sum(page["unsync"] for page in one.machine.shadow_pages()) == 1
-    one.run(OpKind.WRITE_CR3, one.machine.vm.vcpus[0].registers.cr3)
-    one.enter()
-    assert one.counters()["mmu_unsync"] == 0

@@ -6,8 +6,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.model.support import RWU, USED, Guest
-from tests.model.test_roots import PAGE, POLICIES, guest, visit
+from tests.model.support import PAGE, POLICIES, RWU, USED, Guest, guest, visit
 
 from shadow_mmu.errors import ConfigError, MemoryRangeError, ProgramError, ShadowMmuError, UnsupportedModeError
 from shadow_mmu.model import Machine, Op

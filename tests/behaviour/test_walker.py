@@ -3,20 +3,22 @@
 import itertools
 
 import pytest
-from tests.model.support import NX, PS, RWU, A, D, Guest, P, U, W
+from tests.behaviour.guest import NX, PS, RWU, A, D, Guest, GuestMaker, P, U, W
+from tests.behaviour.machines import AnyMachine
 
 from shadow_mmu.model.constants import CR4_LA57, CR4_SMAP, CR4_SMEP, EFER_NXE
-from shadow_mmu.model.memory import GuestMemory
-from shadow_mmu.model.walk import compare_exchange
 from shadow_mmu.types import OpFlag, OpKind, OutcomeCode
 
 USER, AC, IMPLICIT = int(OpFlag.USER), int(OpFlag.AC), int(OpFlag.IMPLICIT)
+
 CR0, EFER = 0x80050033, 0xD00
 
 
-def guest(levels: int = 4, *, memory: int = 16 << 20, maxphyaddr: int = 46) -> tuple[Guest, int]:
+def paged(
+    guest: GuestMaker, levels: int = 4, *, memory: int = 16 << 20, maxphyaddr: int = 46
+) -> tuple[Guest[AnyMachine], int]:
     """Return a guest of 4 or 5 levels and its root."""
-    one = Guest(memory=memory, maxphyaddr=maxphyaddr)
+    one = guest.bare(memory=memory, maxphyaddr=maxphyaddr)
     if levels == 5:
         one.host_cr(OpKind.WRITE_CR4, 0x20 | CR4_LA57)
     root = one.table()
@@ -26,8 +28,8 @@ def guest(levels: int = 4, *, memory: int = 16 << 20, maxphyaddr: int = 46) -> t
 
 @pytest.mark.parametrize("levels", [4, 5])
 @pytest.mark.parametrize("leaf", [1, 2, 3])
-def test_e100_walk_reaches_the_frame_of_each_page_size(levels: int, leaf: int) -> None:
-    one, root = guest(levels, memory=4 << 30)
+def test_e100_walk_reaches_the_frame_of_each_page_size(guest: GuestMaker, levels: int, leaf: int) -> None:
+    one, root = paged(guest, levels, memory=4 << 30)
     span = 1 << (3 + 9 * leaf)
     for number, indices in enumerate(itertools.product((0, 1, 255), repeat=levels - leaf + 1)):
         gva = sum(index << (3 + 9 * (levels - at)) for at, index in enumerate(indices))
@@ -40,8 +42,8 @@ def test_e100_walk_reaches_the_frame_of_each_page_size(levels: int, leaf: int) -
 
 @pytest.mark.parametrize("levels", [4, 5])
 @pytest.mark.parametrize("leaf", [1, 2, 3])
-def test_e104_accessed_at_every_level_dirty_at_the_leaf_of_a_write(levels: int, leaf: int) -> None:
-    one, root = guest(levels, memory=4 << 30)
+def test_e104_accessed_at_every_level_dirty_at_the_leaf_of_a_write(guest: GuestMaker, levels: int, leaf: int) -> None:
+    one, root = paged(guest, levels, memory=4 << 30)
     gva, base = 0x7F80_4060_1000 & ~((1 << (3 + 9 * leaf)) - 1), 1 << 30 if leaf > 1 else 0x400000
     one.map(root, gva, base, level=leaf)
     path = [one.entry(root, gva, level) for level in range(levels, leaf - 1, -1)]
@@ -52,17 +54,8 @@ def test_e104_accessed_at_every_level_dirty_at_the_leaf_of_a_write(levels: int, 
     assert [one.peek(at) for at in path] == [word | A for word in before[:-1]] + [before[-1] | A | D]
 
 
-def test_e105_a_changed_entry_is_not_overwritten() -> None:
-    memory = GuestMemory([(0, 0x1000)], 1 << 46)
-    memory.set_word(8, 5)
-    assert not compare_exchange(memory, 8, 4, 0x24)
-    assert memory.word(8) == 5
-    assert compare_exchange(memory, 8, 5, 0x25)
-    assert memory.word(8) == 0x25
-
-
-def test_e105_a_walk_restarts_when_its_own_accessed_bit_changed_the_next_entry() -> None:
-    one, root = guest()
+def test_e105_a_walk_restarts_when_its_own_accessed_bit_changed_the_next_entry(guest: GuestMaker) -> None:
+    one, root = paged(guest)
     one.poke(root, root | RWU)  # the table is its own child at every level
     assert one.write(0x10) == (OutcomeCode.OK, root + 0x10, 0)
     assert one.peek(root) == root | RWU | A | D
@@ -72,8 +65,8 @@ def test_e105_a_walk_restarts_when_its_own_accessed_bit_changed_the_next_entry()
     ("level", "word"),
     [(1, 0), (1, 0x400000 | P), (1, 0x400000 | RWU | 1 << 50), (3, 0), (2, 0x400000 | RWU | PS | 1 << 13)],
 )
-def test_e106_a_faulting_walk_writes_nothing(level: int, word: int) -> None:
-    one, root = guest()
+def test_e106_a_faulting_walk_writes_nothing(guest: GuestMaker, level: int, word: int) -> None:
+    one, root = paged(guest)
     at = one.entry(root, 0x1000, level)
     one.poke(at, word)
     before = one.machine.memory.read(0, 0x200000)
@@ -98,8 +91,14 @@ def reserved(level: int, *, large: bool, nx: bool, maxphyaddr: int) -> set[int]:
 @pytest.mark.parametrize(
     ("level", "large"), [(1, False), (2, False), (2, True), (3, False), (3, True), (4, False), (5, False)]
 )
-def test_e108_each_reserved_bit_is_a_reserved_fault(level: int, large: bool, maxphyaddr: int, nx: bool) -> None:  # noqa: FBT001
-    one, root = guest(5, maxphyaddr=maxphyaddr)
+def test_e108_each_reserved_bit_is_a_reserved_fault(
+    guest: GuestMaker,
+    level: int,
+    large: bool,  # noqa: FBT001
+    maxphyaddr: int,
+    nx: bool,  # noqa: FBT001
+) -> None:
+    one, root = paged(guest, 5, maxphyaddr=maxphyaddr)
     one.run(OpKind.WRITE_EFER, EFER if nx else EFER & ~EFER_NXE)
     at = one.map(root, 0, 0 if large else 0x400000, level=level if large else 1)
     at = one.entry(root, 0, level)
@@ -116,8 +115,8 @@ def test_e108_each_reserved_bit_is_a_reserved_fault(level: int, large: bool, max
 
 @pytest.mark.parametrize("nx", [True, False])
 @pytest.mark.parametrize("smep", [True, False])
-def test_e109_fetch_bit_is_reported_iff_nx_or_smep(nx: bool, smep: bool) -> None:  # noqa: FBT001
-    one, root = guest()
+def test_e109_fetch_bit_is_reported_iff_nx_or_smep(guest: GuestMaker, nx: bool, smep: bool) -> None:  # noqa: FBT001
+    one, root = paged(guest)
     one.run(OpKind.WRITE_EFER, EFER if nx else EFER & ~EFER_NXE)
     one.run(OpKind.WRITE_CR4, 0x20 | (CR4_SMEP if smep else 0))
     assert one.fetch(0x1000, USER).error == 4 | (16 if nx or smep else 0)
@@ -144,11 +143,12 @@ def refuses(rights: tuple[int, int, int], kind: OpKind, flags: int, wp: int, sme
     return bool(kind == OpKind.WRITE and not writable and wp)
 
 
-@pytest.mark.parametrize(("wp", "smep", "smap", "nx"), list(itertools.product((0, 1), repeat=4)))
+@pytest.mark.parametrize("mode", list(itertools.product((0, 1), repeat=4)))
 @pytest.mark.parametrize("flags", [0, AC, IMPLICIT, AC | IMPLICIT, USER, USER | AC])
-def test_e110_permission_matrix_is_the_manuals(wp: int, smep: int, smap: int, nx: int, flags: int) -> None:
+def test_e110_permission_matrix_is_the_manuals(guest: GuestMaker, mode: tuple[int, int, int, int], flags: int) -> None:
+    wp, smep, smap, nx = mode
     for kind in (OpKind.READ, OpKind.WRITE, OpKind.FETCH):
-        one, root = guest()
+        one, root = paged(guest)
         one.run(OpKind.WRITE_CR0, CR0 if wp else CR0 & ~(1 << 16))
         one.run(OpKind.WRITE_CR4, 0x20 | smep * CR4_SMEP | smap * CR4_SMAP)
         one.run(OpKind.WRITE_EFER, EFER if nx else EFER & ~EFER_NXE)
@@ -169,8 +169,8 @@ def test_e110_permission_matrix_is_the_manuals(wp: int, smep: int, smap: int, nx
         one.audit()
 
 
-def test_e114_access_is_folded_from_all_ancestors() -> None:
-    one, root = guest()
+def test_e114_access_is_folded_from_all_ancestors(guest: GuestMaker) -> None:
+    one, root = paged(guest)
     gvas = [index << 30 for index in range(4)]
     one.map(root, gvas[0], 0x400000)
     shared = one.peek(one.entry(root, gvas[0], 3)) & ~0xFFF
@@ -188,8 +188,8 @@ def test_e114_access_is_folded_from_all_ancestors() -> None:
 
 
 @pytest.mark.parametrize(("levels", "top"), [(4, 47), (5, 56)])
-def test_e116_canonical_means_that_the_upper_bits_repeat_the_top_bit(levels: int, top: int) -> None:
-    one, _ = guest(levels)
+def test_e116_canonical_means_that_the_upper_bits_repeat_the_top_bit(guest: GuestMaker, levels: int, top: int) -> None:
+    one, _ = paged(guest, levels)
     high = (1 << 64) - (1 << top)
     for gva in (0, (1 << top) - 1, high, (1 << 64) - 1):
         assert one.read(gva).code == OutcomeCode.PAGE_FAULT

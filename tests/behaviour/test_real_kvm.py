@@ -7,7 +7,8 @@ lies at 0x1000. An iteration is MOV CR3 B, MOV CR3 A; in mode 1 the guest then f
 from collections import Counter
 
 import pytest
-from tests.model.support import RWU, Guest
+from tests.behaviour.guest import RWU, Guest, GuestMaker
+from tests.behaviour.machines import AnyMachine
 
 from shadow_mmu.model.constants import EVENT_GET_PAGE, EVENT_SET_SPTE, EVENT_SYNC_PAGE, EVENT_UNSYNC_PAGE
 from shadow_mmu.types import OpKind
@@ -15,9 +16,11 @@ from shadow_mmu.types import OpKind
 CODE, TARGET = 0x1000, 0x180000
 
 
-def micro_guest(vcpus: int, iterations: int, *, edit: bool, policy: str = "lru:3") -> Guest:
+def micro_guest(
+    guest: GuestMaker, vcpus: int, iterations: int, *, edit: bool, policy: str = "lru:3"
+) -> Guest[AnyMachine]:
     """Run the guest program on each vCPU in turn, one table set each."""
-    one = Guest(policy, vcpus, 4 << 20, trace=True)
+    one = guest.bare(policy, vcpus=vcpus, memory=4 << 20)
     for base in range(0x100000, 0x140000, 0x10000):
         for half, pages in ((0, 512), (0x1000, 32)):
             for table in (0, 0x2000, 0x4000):
@@ -43,14 +46,14 @@ def micro_guest(vcpus: int, iterations: int, *, edit: bool, policy: str = "lru:3
     return one
 
 
-def events(one: Guest) -> Counter[int]:
+def events(one: Guest[AnyMachine]) -> Counter[int]:
     """Count the trace events by kind."""
     return Counter(record[0] for record in one.trace())
 
 
 @pytest.mark.parametrize("vcpus", [1, 2])
-def test_e164_pingpong_counts_are_those_of_the_recorded_kernel(vcpus: int) -> None:
-    one = micro_guest(vcpus, 50, edit=False)
+def test_e164_pingpong_counts_are_those_of_the_recorded_kernel(guest: GuestMaker, vcpus: int) -> None:
+    one = micro_guest(guest, vcpus, 50, edit=False)
     counters = {name: count for name, count in one.counters().items() if count}
     assert counters == {
         "pf_taken": 2 * vcpus,
@@ -62,8 +65,8 @@ def test_e164_pingpong_counts_are_those_of_the_recorded_kernel(vcpus: int) -> No
     one.audit()
 
 
-def test_e164_ptewrite_counts_are_those_derived_for_v6_19() -> None:
-    one = micro_guest(1, 30, edit=True)
+def test_e164_ptewrite_counts_are_those_derived_for_v6_19(guest: GuestMaker) -> None:
+    one = micro_guest(guest, 1, 30, edit=True)
     counters = {name: count for name, count in one.counters().items() if count}
     assert counters == {
         "pf_taken": 63,
@@ -78,8 +81,8 @@ def test_e164_ptewrite_counts_are_those_derived_for_v6_19() -> None:
     one.audit()
 
 
-def test_e164_the_recorded_leaf_values_come_out() -> None:
-    one = micro_guest(1, 1, edit=True)
+def test_e164_the_recorded_leaf_values_come_out(guest: GuestMaker) -> None:
+    one = micro_guest(guest, 1, 1, edit=True)
     low = [record[5] & 0xFFF for record in one.trace() if record[0] == EVENT_SET_SPTE]
     # Two fetches of the code; the table page read (D clear: no W), then written (unsync); the edited page read.
     assert low == [0xA25, 0xA25, 0xA25, 0xE67, 0xA25]
