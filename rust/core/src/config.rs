@@ -115,6 +115,36 @@ mutants! {
     LinkDoesNotMark = "link-does-not-mark",
     /// A sync write-protects nothing.
     SyncWithoutProtect = "sync-without-protect",
+    /// A sync write-protects, and does not flush before it reads the guest's tables (E140).
+    SyncWithoutFlush = "sync-without-flush",
+    /// A sync may make a table writable again (E137).
+    SyncUnsyncs = "sync-unsyncs",
+    /// A child that leads to unsync pages is linked without a sync (F-14).
+    LinkWithoutSync = "link-without-sync",
+    /// An unsync page marks its parents, and they do not mark theirs (D.1).
+    MarkStopsEarly = "mark-stops-early",
+    /// A frame that becomes a table stays writable where it was (F-15).
+    TableStaysWritable = "table-stays-writable",
+    /// The rights of a translation are those of its leaf entry alone (E114).
+    LeafRightsOnly = "leaf-rights-only",
+    /// INVLPG syncs no entry.
+    InvlpgSkipsSync = "invlpg-skips-sync",
+    /// INVLPG forgets the last previous root.
+    InvlpgMissesOneRoot = "invlpg-misses-one-root",
+    /// An injected fault leaves the translation of its address (E070).
+    FaultKeepsEntry = "fault-keeps-entry",
+    /// A requested TLB flush empties nothing.
+    FlushKeepsTlb = "flush-keeps-tlb",
+    /// A cached root is a hit whatever its role (E024).
+    RootHitIgnoresRole = "root-hit-ignores-role",
+    /// The seed records the tag of its previous root on a hit only (E006).
+    TagOnlyOnHit = "tag-only-on-hit",
+    /// A hit in the root cache leaves the root's flooding count (E020).
+    HitKeepsFlooding = "hit-keeps-flooding",
+    /// No number of writes to a table zaps its page (E144).
+    NoFloodingLimit = "no-flooding-limit",
+    /// A zapped root is not announced to the vCPUs that use it (E149).
+    ObsoleteUnannounced = "obsolete-unannounced",
 }
 
 impl FromStr for Mutant {

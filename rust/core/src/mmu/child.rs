@@ -108,7 +108,7 @@ impl MmuLocked<'_> {
         {
             slot.adjust_write_track(gfn, 1);
         }
-        if self.write_protect_gfn(gfn).0 {
+        if !self.shared.mutated(Mutant::TableStaysWritable) && self.write_protect_gfn(gfn).0 {
             self.shared.flush_remote(self.cx);
         }
     }

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     access::FaultCode,
     addr::{Gva, Hpa, Level, SpId, SpteRef},
+    config::Mutant,
     error::Result,
     paging::{GuestWalk, TableMemory},
     role::Directness,
@@ -75,7 +76,8 @@ impl MmuLocked<'_> {
             let child = self.get_child(at, table, walk.parent_access[below.at()], Directness::Indirect)?;
             if let Child::Unlinked(child) = child {
                 // Never link stale entries: the guest owes no flush for non-present to present (E142, F-14).
-                if self.shared.arena.header(child).sync_state().children_locked() != 0 {
+                let unsync = self.shared.arena.header(child).sync_state().children_locked() != 0;
+                if unsync && !self.shared.mutated(Mutant::LinkWithoutSync) {
                     self.sync_children(child);
                 }
             }

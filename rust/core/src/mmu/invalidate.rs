@@ -14,7 +14,8 @@ impl MmuLocked<'_> {
             let level = self.state.pages.page(sp).role.level();
             let at = SpteRef::new(sp, level.index(gva));
             let sync = self.shared.arena.header(sp).sync_state();
-            if sync.is_unsync_locked() && self.spte(at).is_present() && self.sync_entry(at) {
+            let stale = sync.is_unsync_locked() && !self.shared.mutated(Mutant::InvlpgSkipsSync);
+            if stale && self.spte(at).is_present() && self.sync_entry(at) {
                 self.shared.flush_remote(self.cx);
             }
             if self.shared.arena.header(sp).sync_state().children_locked() == 0 || level.is_last() {

@@ -128,7 +128,7 @@ impl MmuLocked<'_> {
                     flush |= self.write_protect_gfn(gfn).0;
                 }
             }
-            if flush {
+            if flush && !self.shared.mutated(Mutant::SyncWithoutFlush) {
                 self.shared.flush_remote(self.cx);
             }
             let mut changed = false;

@@ -5,6 +5,7 @@
 use super::{MmuLocked, set_spte::Maker};
 use crate::{
     addr::{Gfn, SpId, SpteRef},
+    config::Mutant,
     shadow::publish::WritePermit,
     trace::TraceKind,
 };
@@ -33,7 +34,7 @@ impl MmuLocked<'_> {
             return WriteVerdict::Refused;
         }
         for &sp in &pages {
-            if maker == Maker::Sync {
+            if maker == Maker::Sync && !self.shared.mutated(Mutant::SyncUnsyncs) {
                 return WriteVerdict::Refused;
             }
             if self.shared.arena.header(sp).sync_state().is_unsync_locked() {
@@ -68,6 +69,7 @@ impl MmuLocked<'_> {
     pub(super) fn mark_unsync_child(&mut self, at: SpteRef) {
         if self.state.pages.page_mut(at.sp).unsync_bitmap.set(at.at())
             && self.shared.arena.header(at.sp).sync_state().add_unsync_child() == 0
+            && !self.shared.mutated(Mutant::MarkStopsEarly)
         {
             self.mark_parents_unsync(at.sp);
         }

@@ -100,6 +100,7 @@ impl MmuLocked<'_> {
     fn counts_as_flooding(&mut self, sp: SpId) -> bool {
         !self.state.pages.page(sp).role.level().is_last()
             && self.shared.arena.header(sp).add_flooding() >= FLOODING_LIMIT
+            && !self.shared.mutated(Mutant::NoFloodingLimit)
     }
 
     /// Zaps the entry made from a written guest entry; whether it was present.

@@ -5,6 +5,7 @@
 use super::{MmuLocked, Requests};
 use crate::{
     addr::{ENTRIES, Gfn, SpId, SpteRef},
+    config::Mutant,
     shadow::{page::Life, publish},
     spte::Spte,
     trace::TraceKind,
@@ -38,7 +39,8 @@ impl MmuLocked<'_> {
         self.state.pages.retire(sp);
         self.state.pages.page_mut(sp).role = role.invalidated();
         self.shared.arena.header(sp).set_identity(gfn, role.invalidated());
-        if was_valid && self.state.pages.page(sp).root_count > 0 {
+        let pinned = self.state.pages.page(sp).root_count > 0;
+        if was_valid && pinned && !self.shared.mutated(Mutant::ObsoleteUnannounced) {
             // The role first, then the request that makes vCPUs look at it (D.3, E151).
             self.shared.request_all(Requests::FREE_OBSOLETE_ROOTS);
         }

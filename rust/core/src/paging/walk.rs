@@ -25,6 +25,8 @@ pub struct WalkContext {
     pub rules: PermissionRules,
     /// W is kept in the result although the leaf's D is 0 (a mutant; false in every real machine).
     pub keep_write_when_clean: bool,
+    /// The entries above the leaf limit no right (a mutant; false in every real machine).
+    pub leaf_rights_only: bool,
 }
 
 /// A finished walk. KVM: `struct guest_walker`.
@@ -115,7 +117,7 @@ fn descend(
             return Err(fault | FaultCode::PRESENT | FaultCode::RSVD);
         }
         walk.pte[level.at()] = pte;
-        access &= entry_access(pte);
+        access = if context.leaf_rights_only { entry_access(pte) } else { access & entry_access(pte) };
         // The walk ends at level 1 whatever bit 7 says (F-30).
         if level.is_last() || pte & PTE_LARGE != 0 {
             if !context.rules.permits(access, kind, flags) {

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     addr::{Gpa, Hpa, PHYS_MASK},
-    config::Policy,
+    config::{Mutant, Policy},
     error::Result,
     mmu::{Requests, Shared},
     shadow::publish,
@@ -82,22 +82,24 @@ impl Vcpu {
         self.take(shared, Requests::LOAD_MMU_PGD);
         if self.take(shared, Requests::TLB_FLUSH) {
             self.take(shared, Requests::TLB_FLUSH_CURRENT);
-            self.serve_flush();
+            self.serve_flush(shared);
         }
         if self.take(shared, Requests::TLB_FLUSH_CURRENT) {
-            self.serve_flush();
+            self.serve_flush(shared);
         }
         if self.take(shared, Requests::TLB_FLUSH_GUEST) {
             self.sync_roots(shared);
             self.free_unsync_previous(shared);
-            self.serve_flush();
+            self.serve_flush(shared);
         }
         Entry::Ready
     }
 
-    fn serve_flush(&mut self) {
+    fn serve_flush(&mut self, shared: &Shared) {
         self.cx.stats.counters.tlb_flush += 1;
-        self.tlb.flush();
+        if !shared.mutated(Mutant::FlushKeepsTlb) {
+            self.tlb.flush();
+        }
     }
 
     /// Syncs the current root. Without the lock if its flags are clear, but for the policy that knew no such test.

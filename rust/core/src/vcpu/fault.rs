@@ -44,6 +44,7 @@ impl Vcpu {
             reserved: paging.reserved,
             rules: paging.rules,
             keep_write_when_clean: shared.mutated(Mutant::WalkKeepsWriteWhenClean),
+            leaf_rights_only: shared.mutated(Mutant::LeafRightsOnly),
         };
         let mut found = match walk(&shared.memory, &context, self.regs.cr3, gva, kind, flags) {
             Ok(found) => found,
@@ -78,6 +79,9 @@ impl Vcpu {
     /// A fault for the guest, which evicts the address it is about (E070).
     fn inject(&mut self, shared: &Shared, gva: Gva, code: FaultCode) -> GuestFault {
         self.cx.stats.counters.pf_guest += 1;
+        if shared.mutated(Mutant::FaultKeepsEntry) {
+            return GuestFault { code };
+        }
         self.tlb.drop_page(gva.page());
         if code.contains(FaultCode::PRESENT) && !code.contains(FaultCode::RSVD) {
             self.evict_faulting_address(shared, gva);

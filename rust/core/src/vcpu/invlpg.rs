@@ -31,7 +31,8 @@ impl Vcpu {
             }
             Policy::Lru(_) => {
                 self.invalidate_address(shared, self.root(), gva);
-                for index in 0..self.roots.previous.len() {
+                let missed = usize::from(shared.mutated(Mutant::InvlpgMissesOneRoot));
+                for index in 0..self.roots.previous.len().saturating_sub(missed) {
                     self.invalidate_address(shared, self.roots.previous[index].hpa, gva);
                 }
             }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     addr::{Gpa, PHYS_MASK},
-    config::Policy,
+    config::{Mutant, Policy},
     mmu::{Requests, Shared},
     op::Outcome,
 };
@@ -70,7 +70,9 @@ impl Vcpu {
         if !hit {
             self.free_roots(shared, RootSet::CURRENT);
         }
-        self.roots.previous[0].pgd = old;
+        if hit || !shared.mutated(Mutant::TagOnlyOnHit) {
+            self.roots.previous[0].pgd = old;
+        }
         if hit { SwitchResult::Hit } else { SwitchResult::Miss }
     }
 
@@ -88,7 +90,9 @@ impl Vcpu {
         }
         let Some(root) = self.roots.current.hpa.shadow_page() else { return false };
         self.sync_roots(shared);
-        shared.arena.header(root).clear_flooding();
+        if !shared.mutated(Mutant::HitKeepsFlooding) {
+            shared.arena.header(root).clear_flooding();
+        }
         // `set_cr3` flushed the hardware TLB.
         self.cx.stats.counters.tlb_flush += 1;
         self.tlb.flush();
@@ -122,7 +126,9 @@ impl Vcpu {
             self.free_roots(shared, RootSet::CURRENT);
         }
         let usable = |root: RootInfo| {
-            root.pgd == value && root.hpa.shadow_page().is_some_and(|sp| shared.arena.header(sp).role() == paging.role)
+            let any_role = shared.mutated(Mutant::RootHitIgnoresRole);
+            let role_agrees = |sp| any_role || shared.arena.header(sp).role() == paging.role;
+            root.pgd == value && root.hpa.shadow_page().is_some_and(role_agrees)
         };
         if self.root().is_valid() {
             if !self.roots.find_keeping_current(usable) {
@@ -134,7 +140,7 @@ impl Vcpu {
             return false;
         }
         self.cx.requests |= Requests::LOAD_MMU_PGD;
-        if let Some(root) = self.root().shadow_page() {
+        if let Some(root) = self.root().shadow_page().filter(|_| !shared.mutated(Mutant::HitKeepsFlooding)) {
             shared.arena.header(root).clear_flooding();
         }
         true

@@ -55,6 +55,7 @@ fn context(top: u8) -> WalkContext {
         reserved: ReservedBits::long_mode(46, true),
         rules: PermissionRules::guest(&ControlRegs::default()),
         keep_write_when_clean: false,
+        leaf_rights_only: false,
     }
 }
 
