@@ -97,9 +97,11 @@ mutants! {
     SkipSync = "skip-sync",
     /// INVLPG leaves the entry in the TLB.
     InvlpgKeepsTlb = "invlpg-keeps-tlb",
-    /// A linked child is reused whatever its gfn (F-02).
+    /// The hypervisor's writes drop no shadow entry, as KVM's own do not (C.6); the guest's tables can change unseen.
+    HostWriteUntracked = "host-write-untracked",
+    /// A linked child is reused whatever its gfn (F-02), and the hypervisor's writes are untracked.
     ChildReuseIgnoresGfn = "child-reuse-ignores-gfn",
-    /// A linked child is reused whatever its role (F-03).
+    /// A linked child is reused whatever its role (F-03), and the hypervisor's writes are untracked.
     ChildReuseIgnoresRole = "child-reuse-ignores-role",
     /// The walk keeps W although the guest's D is 0.
     WalkKeepsWriteWhenClean = "walk-keeps-write-when-clean",

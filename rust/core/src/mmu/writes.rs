@@ -121,11 +121,13 @@ impl MmuLocked<'_> {
     }
 
     fn host_write(&mut self, words: impl Iterator<Item = (Gpa, u64)>) {
+        let untracked = [Mutant::HostWriteUntracked, Mutant::ChildReuseIgnoresGfn, Mutant::ChildReuseIgnoresRole];
+        let tracked = !untracked.into_iter().any(|mutant| self.shared.mutated(mutant));
         let mut flush = false;
         for (gpa, new) in words {
             let Some(word) = self.shared.memory.word(gpa) else { continue };
             // ORDERING(guest-tso): the host's writes are stores like the guest's.
-            if word.swap(new, Ordering::AcqRel) != new {
+            if word.swap(new, Ordering::AcqRel) != new && tracked {
                 for sp in self.state.pages.valid_indirect(gpa.gfn()) {
                     flush |= self.zap_spte(SpteRef::new(sp, (gpa.offset() >> 3) as usize));
                 }
