@@ -28,3 +28,13 @@ def kpti_path() -> Path:
 def kpti(kpti_path: Path) -> Recording:
     """The shipped recording: Linux 6.1 with KPTI, 4 levels, 2 vCPUs."""
     return load_recording(kpti_path)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes hours unless it is asked for with ``-m``."""
+    if config.option.markexpr:
+        return
+    soak = [item for item in items if item.get_closest_marker("soak")]
+    if soak:
+        config.hook.pytest_deselected(items=soak)
+        items[:] = [item for item in items if item not in soak]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _BAD, _REFUSED, _INTERRUPTED = 1, 2, 130
+_MAX_RATE = 64.0
 
 
 class _Refused(click.ClickException):
@@ -64,6 +65,13 @@ def _policy_option(*default: str) -> Callable[[Callable[..., Any]], Callable[...
         metavar="POLICY",
         help="locked, seed or lru:N with N = 0..16; may be given several times, each at most once.",
     )
+
+
+def _rate(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
+    # Not a FloatRange: that lets NaN pass.
+    if not 0 <= value <= _MAX_RATE:
+        raise click.BadParameter(f"{value!r} is not in the range 0 to {_MAX_RATE:g}")
+    return value
 
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
@@ -190,7 +198,12 @@ def run() -> None:
     "--switches", type=click.IntRange(min=1), default=100_000, show_default=True, help="CR3 writes of each vCPU."
 )
 @click.option(
-    "--edits", type=float, default=0.0, show_default=True, help="Page-table edits for each switch on average."
+    "--edits",
+    type=float,
+    callback=_rate,
+    default=0.0,
+    show_default=True,
+    help="Page-table edits for each switch on average.",
 )
 @_policy_option("locked", "seed")
 @_seed_option

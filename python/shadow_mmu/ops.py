@@ -55,7 +55,7 @@ class Op(NamedTuple):
         """Name the kind and the flags, and leave out what is 0."""
         parts = [OpKind(self.kind).name if self.kind in _KINDS else f"kind={self.kind}"]
         if self.flags:
-            parts.append(f"flags={OpFlag(self.flags)!s}")
+            parts.append(f"flags={OpFlag(self.flags).name or hex(self.flags)}")
         names = ("vcpu", "aux", "addr", "value", "expect")
         parts += [f"{name}={value:#x}" for name, value in zip(names, self[2:], strict=True) if value]
         return f"Op({', '.join(parts)})"

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from tests.replay import small
 
-import shadow_mmu.replay as replay_module
 from shadow_mmu import ConfigError, Policy, Recording, load_recording, replay_recording
 from shadow_mmu.differential import ModelSubject, NativeSubject
+from shadow_mmu.history import split_legal
 from shadow_mmu.ops import Op
 from shadow_mmu.recording_program import compile_recording
 from shadow_mmu.report import Implementation, Mode, ReplayResult
@@ -62,7 +62,22 @@ def test_the_shipped_recording_comes_out_as_recorded(kpti: Recording, policy: st
         assert (result.max_parallel, result.stale_legal) == (1, ())
     else:
         assert result.max_parallel >= 2
-        assert result.seconds <= 10
+
+
+def test_threads_take_at_most_ten_seconds(kpti: Recording) -> None:
+    # The best of three: a machine that does other things too must not fail it.
+    assert min(one(kpti, "locked", mode="threads").seconds for _ in range(3)) <= 10
+
+
+@pytest.mark.parametrize("policy", ["locked", "seed", "lru:3"])
+def test_the_core_replays_the_shipped_recording_in_half_a_second(kpti: Recording, policy: str) -> None:
+    assert min(one(kpti, policy).seconds for _ in range(3)) <= 0.5
+
+
+def test_the_model_replays_the_shipped_recording_in_a_minute(kpti: Recording) -> None:
+    result = one(kpti, model="python")
+    assert result.ok
+    assert (result.accesses_checked, result.seconds <= 60) == (399_490, True)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +264,7 @@ def test_ctrl_c_ends_a_replay_with_what_was_done(kpti: Recording, model: Impleme
 def test_ctrl_c_between_two_replays_keeps_what_is_done(
     kpti: Recording, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    judge, calls = replay_module.split_legal, []
+    judge, calls = split_legal, []
 
     def press(*args: Any) -> tuple[list[int], list[int]]:  # noqa: ANN401  passed on
         calls.append(args)
@@ -257,7 +272,7 @@ def test_ctrl_c_between_two_replays_keeps_what_is_done(
             raise KeyboardInterrupt
         return judge(*args)
 
-    monkeypatch.setattr(replay_module, "split_legal", press)
+    monkeypatch.setattr("shadow_mmu.replay.split_legal", press)
     report = replay_recording(kpti, ["locked", "seed", "lru:1", "lru:2"])
     assert (report.interrupted, len(report.results)) == (True, at)
 

@@ -135,6 +135,26 @@ class _Generator:
             scene.append(self._access(gva, other))
         return scene
 
+    def remap(self) -> list[Op]:
+        """Use a page of the window, move it or change its rights by a guest store, perhaps INVLPG, use it again.
+
+        Half of the time the frame stays: a change of rights alone makes no remote flush when it is synced, so it is INVLPG
+        that must drop the translation.
+        """
+        rng, world, vcpu = self.rng, self.world, self._vcpu()
+        shown = rng.choice(DATA_GFNS)
+        gva = world.through_window(shown << 12)
+        slot = world.through_window(world.window[1] << 12 | 8 * shown)
+        frame = shown if rng.random() < 0.5 else rng.choice(DATA_GFNS)
+        bits = rng.choice((0x67, 0x67, 0x67, 0x27, 0x65, 0x63, 1 << 63 | 0x67, 0x66))
+        scene = [
+            self._access(gva, vcpu),
+            op.store(slot, frame << 12 | bits, vcpu=self._vcpu(), ac=True),
+        ]
+        if rng.random() < 0.6:
+            scene.append(op.invlpg(gva, vcpu=vcpu))
+        return [*scene, self._access(gva, vcpu)]
+
     def switch(self) -> list[Op]:
         """Write CR3 and access something."""
         vcpu = self._vcpu()
@@ -254,6 +274,7 @@ class _Generator:
             (self.access, 30),
             (self.data, 10),
             (self.edit, 22),
+            (self.remap, 6),
             (self.switch, 12),
             (self.ping_pong, 6),
             (self.invlpg, 5),

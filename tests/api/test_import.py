@@ -1,0 +1,53 @@
+"""Importing the package costs nothing; names come when they are used."""
+
+import subprocess
+import sys
+
+import pytest
+
+import shadow_mmu
+
+HEAVY = ("numpy", "click", "rich", "dataclasses", "typing", "shadow_mmu._native", "shadow_mmu.vm", "shadow_mmu.model")
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    loaded = run(
+        f"import sys; before = set(sys.modules); import shadow_mmu; print(set({HEAVY!r}) & set(sys.modules) - before)"
+    )
+    assert loaded == "set()"
+
+
+def test_importing_takes_at_most_15_ms() -> None:
+    code = "import time; t = time.perf_counter(); import shadow_mmu; print(time.perf_counter() - t)"
+    # The best of five: the first reads the files from disk.
+    assert min(float(run(code)) for _ in range(5)) <= 0.015
+
+
+def test_errors_and_policies_need_no_numpy() -> None:
+    code = "import sys, shadow_mmu as s; s.Policy.parse('seed'), s.PageFault(1, 2), s.Memslot(0, 4096); print('numpy' in sys.modules)"
+    assert run(code) == "False"
+
+
+def test_the_model_needs_no_numpy_and_no_core() -> None:
+    code = "import sys, shadow_mmu.model; print({'numpy', 'shadow_mmu._native'} & set(sys.modules))"
+    assert run(code) == "set()"
+
+
+@pytest.mark.parametrize("name", shadow_mmu.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(shadow_mmu, name) is not None
+    assert name in dir(shadow_mmu)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Vmm'"):
+        shadow_mmu.Vmm  # noqa: B018  the access is the test
+
+
+def test_public_names_are_sorted_once_each() -> None:
+    assert sorted(set(shadow_mmu.__all__)) == sorted(shadow_mmu.__all__)

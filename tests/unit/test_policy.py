@@ -1,0 +1,60 @@
+"""Policies are read, shown and refused."""
+
+import pytest
+
+from shadow_mmu import ConfigError, Policy
+
+CHOICES = r"expected 'locked', 'seed' or 'lru:N' with N = 0..16"
+
+
+@pytest.mark.parametrize("text", ["locked", "seed", *(f"lru:{n}" for n in range(17))])
+def test_a_policy_reads_what_it_prints(text: str) -> None:
+    policy = Policy.parse(text)
+    assert str(policy) == text
+    assert eval(repr(policy)) == policy  # noqa: S307  our own repr
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lru:17",
+        "lru:-1",
+        "lru:x",
+        "lru:",
+        "lru",
+        "lru:03",
+        "lru:1.0",
+        "lru:٣",
+        "lru:99999999999",
+        "LOCKED",
+        "",
+        " seed",
+        3,
+        None,
+        b"seed",
+    ],
+)
+def test_what_is_no_policy_is_refused_with_the_choices(text: object) -> None:
+    with pytest.raises(ConfigError, match=CHOICES) as caught:
+        Policy.parse(text)
+    assert repr(text) in str(caught.value)
+
+
+def test_a_policy_given_twice_is_refused() -> None:
+    assert Policy.parse_list(["seed", "locked"]) == [Policy.seed(), Policy.locked()]
+    with pytest.raises(ConfigError, match="'lru:3' is given twice"):
+        Policy.parse_list(["lru:3", "seed", "lru:3"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "previous"), [("locked", 1), ("seed", 0), ("seed", 2), ("lru", 17), ("lru", -1), ("lru", True), ("x", 0)]
+)
+def test_parts_that_do_not_go_together_are_refused(kind: str, previous: int) -> None:
+    with pytest.raises(ConfigError, match=r"previous roots|no policy"):
+        Policy(kind, previous)  # type: ignore[arg-type]
+
+
+def test_policies_are_values() -> None:
+    assert len({Policy.lru(3), Policy.parse("lru:3"), Policy.lru()}) == 1
+    with pytest.raises(AttributeError):
+        Policy.seed().previous = 2  # type: ignore[misc]
