@@ -154,6 +154,7 @@ class ReplayResult:
             "stores_checked": self.stores_checked,
             "cr3_locked_miss": cr3.locked_miss,
             "cr3_locked_unsync": cr3.locked_unsync,
+            "unsync_marks": stats.unsync_marks,
             "sync_pages": stats.sync_pages,
             "sync_pages_unchanged": stats.sync_pages_unchanged,
             "shadow_pages_live": stats.shadow_pages_live,

@@ -117,6 +117,8 @@ class Stats:
         Shadow pages now and at most.
     shadow_bytes_peak : int
         Shadow memory at its largest.
+    unsync_marks : int
+        Times that a shadow page was marked unsync; ``counters["mmu_unsync"]`` is how many are unsync now.
     sync_pages, sync_pages_unchanged : int
         Page syncs, and those that changed no entry.
     per_vcpu : tuple of VcpuStats
@@ -131,6 +133,7 @@ class Stats:
     shadow_pages_live: int
     shadow_pages_peak: int
     shadow_bytes_peak: int
+    unsync_marks: int
     sync_pages: int
     sync_pages_unchanged: int
     per_vcpu: tuple[VcpuStats, ...]
@@ -160,6 +163,7 @@ class Stats:
                     "shadow_pages_live",
                     "shadow_pages_peak",
                     "shadow_bytes_peak",
+                    "unsync_marks",
                     "sync_pages",
                     "sync_pages_unchanged",
                 )

@@ -26,6 +26,7 @@ def stats(vm: SharedState) -> dict[str, Any]:
         "shadow_pages_live": len(vm.books.live),
         "shadow_pages_peak": vm.books.peak,
         "shadow_bytes_peak": vm.books.peak * PAGE_SIZE,
+        "unsync_marks": sum(vcpu.unsync_marks for vcpu in vm.vcpus),
         "sync_pages": sum(vcpu.sync_pages for vcpu in vm.vcpus),
         "sync_pages_unchanged": sum(vcpu.sync_pages_unchanged for vcpu in vm.vcpus),
         "per_vcpu": [

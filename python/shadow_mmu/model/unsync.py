@@ -43,6 +43,7 @@ def try_to_unsync(vm: SharedState, vcpu: Vcpu, gfn: int, *, synchronizing: bool,
             return False
         vm.event(vcpu, EVENT_UNSYNC_PAGE, page)
         vcpu.counters["mmu_unsync"] += 1
+        vcpu.unsync_marks += 1
         page.unsync = True
         mark_parents_unsync(page)
     return True

@@ -112,6 +112,7 @@ class Vcpu:
     cr3_written: bool = False
     cr3_unsettled: UnsettledCr3Write | None = None
     cr3_stats: Cr3Stats = field(default_factory=Cr3Stats)
+    unsync_marks: int = 0
     sync_pages: int = 0
     sync_pages_unchanged: int = 0
     context: Context = field(init=False)

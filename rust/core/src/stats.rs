@@ -243,6 +243,8 @@ pub struct VcpuStats {
     pub cr3_write: Option<Box<Nanos>>,
     /// Times that the whole TLB was flushed, whatever the cause.
     pub tlb_full_flushes: u64,
+    /// Times that a shadow page was marked unsync (`mmu_unsync` is a gauge and does not tell).
+    pub unsync_marks: u64,
     /// Shadow pages synced.
     pub sync_pages: u64,
     /// Those of them in which no entry changed.
@@ -264,6 +266,7 @@ impl VcpuStats {
             self.cr3_write.get_or_insert_default().add(theirs);
         }
         self.tlb_full_flushes += other.tlb_full_flushes;
+        self.unsync_marks += other.unsync_marks;
         self.sync_pages += other.sync_pages;
         self.sync_pages_unchanged += other.sync_pages_unchanged;
     }

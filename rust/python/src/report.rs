@@ -52,6 +52,7 @@ fn counted<'py>(py: Python<'py>, stats: &VcpuStats) -> PyResult<Bound<'py, PyDic
     dict.set_item("cr3", cr3(py, &stats.cr3)?)?;
     dict.set_item("cr3_write_ns", durations(py, stats.cr3_write.as_deref())?)?;
     dict.set_item("tlb_full_flushes", stats.tlb_full_flushes)?;
+    dict.set_item("unsync_marks", stats.unsync_marks)?;
     dict.set_item("sync_pages", stats.sync_pages)?;
     dict.set_item("sync_pages_unchanged", stats.sync_pages_unchanged)?;
     Ok(dict)

@@ -53,6 +53,7 @@ impl MmuLocked<'_> {
     fn unsync_page(&mut self, sp: SpId) {
         self.trace_page(TraceKind::UnsyncPage, sp, 0);
         self.cx.stats.counters.mmu_unsync = self.cx.stats.counters.mmu_unsync.wrapping_add(1);
+        self.cx.stats.unsync_marks += 1;
         self.shared.arena.header(sp).sync_state().mark_unsync();
         self.mark_parents_unsync(sp);
     }
