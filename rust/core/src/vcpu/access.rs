@@ -3,7 +3,7 @@
 //! docs/machine.md, 5. The section holds TLB lookup or shadow walk *and* the load or store itself, so that a remote
 //! flush, which waits for open sections, waits for the store as well (D.3, E075).
 
-use super::{MAX_TRIES, Vcpu, enter::Entry, fault::Handled};
+use super::{MAX_TRIES, PATIENCE, Vcpu, enter::Entry, fault::Handled};
 use crate::{
     access::{AccessFlags, AccessKind},
     addr::{Gpa, Gva, PAGE_SIZE, SpteRef},
@@ -12,6 +12,7 @@ use crate::{
     op::Outcome,
     shadow::publish,
     spte::Spte,
+    sync::yield_now,
 };
 
 /// What an access does once it is translated.
@@ -59,7 +60,7 @@ impl Vcpu {
         if !gva.is_canonical(paging.va_bits) {
             return Ok(Outcome::GeneralProtection);
         }
-        for _ in 0..MAX_TRIES {
+        for tries in 0..MAX_TRIES {
             if self.prepare_entry(shared)? == Entry::ShutDown {
                 return Ok(Outcome::TripleFault);
             }
@@ -73,6 +74,7 @@ impl Vcpu {
                 Inside::Done(outcome) => return Ok(outcome),
                 Inside::Fault { present } => {
                     match self.handle_page_fault(shared, &paging, gva, kind, flags, present)? {
+                        Handled::Retry if tries >= PATIENCE => yield_now(),
                         Handled::Retry => {}
                         Handled::Emulate(gpa) => return Ok(self.emulate_write(shared, gpa, action)),
                         Handled::Mmio(gpa) => return Ok(Outcome::Mmio(gpa)),

@@ -25,7 +25,10 @@ use crate::{
 };
 
 /// Tries without progress after which an access is given up as a bug of this library.
-pub const MAX_TRIES: u32 = 1000;
+pub const MAX_TRIES: u32 = 1_000_000;
+/// Tries after which an access steps back before the next. Against a vCPU that stores to the same table again and again the
+/// fair lock makes both take turns, and each walk is void by the time its turn comes; KVM's vCPUs get out of step by their exits.
+pub(crate) const PATIENCE: u32 = 16;
 
 /// The private state of one vCPU. 128-byte aligned: no line of it is shared.
 #[derive(Debug)]
