@@ -239,15 +239,12 @@ def _without_unused_pages(stream: Stream) -> Stream:
 
 
 def dump_stream(stream: Stream, found: str) -> str:
-    """Return a stream as JSON text: what was found, the machine, the operations, the pages without their zeroes."""
-    return json.dumps(
-        {
-            "found": found,
-            "config": asdict(stream.config),
-            "ops": [[OpKind(op.kind).name, *map(int, op[1:])] for op in stream.ops],
-            "pages": [[[index, word] for index, word in enumerate(page) if word] for page in stream.pages],
-        },
-        indent=1,
+    """Return a stream as JSON text: what was found, the machine, the operations (one a line), the pages without zeroes."""
+    ops = ",\n  ".join(json.dumps([OpKind(op.kind).name, *map(int, op[1:])]) for op in stream.ops)
+    pages = ",\n  ".join(json.dumps([pair for pair in enumerate(page) if pair[1]]) for page in stream.pages)
+    return (
+        f'{{"found": {json.dumps(found)},\n "config": {json.dumps(asdict(stream.config))},\n'
+        f' "ops": [\n  {ops}\n ],\n "pages": [\n  {pages}\n ]\n}}'
     )
 
 
