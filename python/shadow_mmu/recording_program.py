@@ -79,7 +79,6 @@ class ReplayProgram:
         if every is not None:
             period = self.event_of // every
             flags[1:] = period[1:] != period[:-1]
-            flags[:1] = period[:1] > 0
         return flags
 
 
