@@ -1,8 +1,8 @@
 //! The compiled half of the Python package: marshalling between Python objects and the core, and nothing else.
 //!
-//! Every rule of the machine is the core's. Here live only: arguments to core types ([`convert`]), core errors and guest
-//! events to the exceptions of `shadow_mmu.errors` ([`errors`]), reports to dictionaries ([`report`]), and the loop that
-//! keeps Ctrl-C and the progress callback alive while the core's threads run ([`run`]).
+//! Every rule of the machine is the core's. Here live only: arguments to core types (`convert`), core errors and guest
+//! events to the exceptions of `shadow_mmu.errors` (`errors`), reports to dictionaries (`report`), and the loop that
+//! keeps Ctrl-C and the progress callback alive while the core's threads run (`run`).
 #![deny(unsafe_code)]
 
 mod convert;
