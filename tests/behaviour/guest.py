@@ -191,7 +191,8 @@ class Guest(Generic[M]):
 
     def audit(self) -> None:
         """Fail on any violated invariant."""
-        assert self.machine.audit() == []
+        found = self.machine.audit()
+        assert found == [], "; ".join(found)
 
 
 class GuestMaker:
