@@ -48,7 +48,7 @@ def test_the_subcommands_that_the_readme_names_exist() -> None:
     cli = importlib.import_module("shadow_mmu.cli")
     named = commands(README.read_text(), "shadow-mmu")
     assert {"replay", "run"} <= named
-    assert named <= set(cli.cli.commands)
+    assert named <= set(cli.main.commands)
 
 
 def test_make_help_lists_every_documented_target() -> None:
