@@ -21,7 +21,7 @@ def until_they_met(round_: Callable[[], int], often: int) -> None:
 
 @pytest.mark.parametrize("policy", ["locked", "seed", "lru:3"])
 def test_e075_no_old_tlb_entry_is_used_once_a_remote_flush_has_returned(policy: str) -> None:
-    until_they_met(lambda: races.flush_round(_native, None, policy), 20)
+    until_they_met(lambda: races.flush_round(_native, None, policy), 100)
 
 
 @pytest.mark.parametrize(
@@ -36,11 +36,11 @@ def test_e075_no_old_tlb_entry_is_used_once_a_remote_flush_has_returned(policy: 
 )
 def test_e051_who_flushes_after_a_table_was_written_sees_what_was_written(policy: str, flush: OpKind) -> None:
     """D.1 and D.2 as the guest sees them; their orderings one by one are the loom tests' (rust/core/src/loom_tests)."""
-    until_they_met(lambda: races.publication_round(_native, None, policy, flush), 20)
+    until_they_met(lambda: races.publication_round(_native, None, policy, flush), 100)
 
 
 def test_e105_a_store_that_races_with_an_accessed_or_dirty_bit_is_never_lost() -> None:
-    until_they_met(lambda: races.lost_store_round(_native, None), 5)
+    until_they_met(lambda: races.lost_store_round(_native, None), 200)
 
 
 @pytest.mark.parametrize("forms", [races.two_tables, races.large_page_and_table])
