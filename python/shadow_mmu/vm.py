@@ -125,7 +125,7 @@ class Memory:
             first, count = operator.index(gpa), operator.index(length)
         except TypeError as error:
             raise MemoryRangeError(f"gpa {gpa!r}, length {length!r}: expected whole numbers") from error
-        if first < 0 or count < 0 or first + count > MAX_GUEST_BYTES or count > self.size:
+        if first < 0 or count < 0 or first + count > MAX_GUEST_BYTES:
             raise MemoryRangeError(f"gpa {first:#x}, {count:,} bytes: no memslot holds this range")
         return first, count
 

@@ -191,6 +191,14 @@ def test_small_recordings_count_each_access_once(tiny: Recording, model: Impleme
     assert result.stats.counters["pf_taken"] <= 5
 
 
+@pytest.mark.timeout(60)
+def test_audits_of_different_vcpus_right_after_each_other_do_not_wait_for_each_other(tiny: Recording) -> None:
+    """A vCPU that waits to audit must let another, whose audit comes first, look at it."""
+    for _ in range(300):
+        result = one(tiny, mode="threads", audit_every=1)
+        assert (result.ok, result.audits) == (True, 18)
+
+
 def test_the_report_has_the_keys_that_stay(tiny: Recording) -> None:
     report = replay_recording(tiny, ["locked", "seed"], lock_times=True).as_dict()
     assert (report["recording"], report["events"]) == ("tiny", 19)

@@ -11,7 +11,15 @@ from shadow_mmu import ConfigError, OpFlag, OpKind, Policy, TraceKind, Vm
 from shadow_mmu.model import Machine
 from shadow_mmu.ops import OUTCOME, TRACE, program
 from shadow_mmu.workloads import microguest
-from shadow_mmu.workloads.kpti import KptiWorkload, kpti_pingpong
+from shadow_mmu.workloads.address_space import AddressSpace, FrameAllocator
+from shadow_mmu.workloads.kpti import (
+    DIRECT_MAP,
+    ENTRY_TEXT,
+    KERNEL_TEXT,
+    USER_TEXT,
+    KptiWorkload,
+    kpti_pingpong,
+)
 from shadow_mmu.workloads.runner import run_kpti
 
 PTEWRITE_TLB_FLUSHES = 89
@@ -65,6 +73,18 @@ def test_the_schedule_is_as_described() -> None:
     assert text == "U0 K0 U0 K0 U0 K0 K1 U1 K1 U1 K1 K0 U0"
 
 
+def test_the_users_half_cannot_be_executed_in_the_kernels_table() -> None:
+    workload = kpti_pingpong(vcpus=1, switches=2)
+    user, kernel = cr3s(workload)[:2]
+    tops = [AddressSpace(workload.image, FrameAllocator(0, 0), root=cr3) for cr3 in (user, kernel)]
+    entries = [top.entry(USER_TEXT, 4) for top in tops]
+    assert [entry >> 63 for entry in entries] == [0, 1]
+    assert entries[0] == entries[1] & ~(1 << 63)
+    # The user's table has nothing of the kernel's but the entry code.
+    assert tops[0].entry(KERNEL_TEXT, 4) == tops[0].entry(DIRECT_MAP, 4) == 0
+    assert tops[0].entry(ENTRY_TEXT, 4) == tops[1].entry(ENTRY_TEXT, 4) != 0
+
+
 @pytest.mark.parametrize("edits", [0.0, 0.3, 1.0, 2.5])
 def test_edits_come_at_the_given_rate_and_move_the_page(edits: float) -> None:
     workload = kpti_pingpong(vcpus=1, processes=2, switches=2000, edits=edits, seed=3)
@@ -74,6 +94,13 @@ def test_edits_come_at_the_given_rate_and_move_the_page(edits: float) -> None:
     assert (rows["kind"][stores + 1] == OpKind.INVLPG).all()
     assert (rows["kind"][stores + 2] == OpKind.READ).all()
     assert (rows["addr"][stores + 1] == rows["addr"][stores + 2]).all()
+    # Each edit of an entry moves its page: from where the image has it to its other frame, and back.
+    now: dict[int, int] = {}
+    for entry, value in zip(rows["expect"][stores].tolist(), rows["value"][stores].tolist(), strict=True):
+        before = now.get(entry, int.from_bytes(workload.image.read(entry, 8), "little"))
+        assert before >> 12 != value >> 12
+        assert before & 0xFFF == value & 0xFFF
+        now[entry] = value
     for policy in ("locked", "seed", "lru:3"):
         run_checked(workload, policy).close()
 
