@@ -6,7 +6,7 @@ back and forth between its two tables, then the next. Kernel code edits the proc
 
 >>> workload = kpti_pingpong(vcpus=1, switches=4)
 >>> [hex(addr) for addr in workload.programs[0]["addr"][workload.programs[0]["kind"] == 2]]
-['0x25000', '0x24000', '0x25000', '0x24000', '0x25000']
+['0x1d000', '0x1c000', '0x1d000', '0x1c000', '0x1d000']
 """
 
 import math
