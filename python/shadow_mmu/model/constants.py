@@ -125,6 +125,8 @@ HOST_STORE: Final = int(OpKind.HOST_STORE)
 HOST_PAGE: Final = int(OpKind.HOST_PAGE)
 SYNC_TLB: Final = int(OpKind.SYNC_TLB)
 WORK: Final = int(OpKind.WORK)
+# Most nanoseconds of one WORK, so that a stop is never far.
+MAX_WORK: Final = 100_000_000
 ZAP_GFN: Final = int(OpKind.ZAP_GFN)
 FLAG_USER: Final = int(OpFlag.USER)
 FLAG_AC: Final = int(OpFlag.AC)

@@ -170,6 +170,8 @@ class Machine:
             if is_canonical(vcpu, addr):
                 invlpg(self.vm, vcpu, addr)
             return DONE
+        if kind == c.WORK and value > c.MAX_WORK:
+            raise ProgramError(f"WORK of {value} ns: expected at most {c.MAX_WORK}")
         if kind in (c.NOP, c.WORK):
             return DONE
         if kind == c.SYNC_TLB:

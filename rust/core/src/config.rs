@@ -222,6 +222,10 @@ impl VmConfig {
         // All TLBs together: 256 MiB.
         range("tlb_entries of all vcpus", (self.tlb_entries * self.vcpus) as u64, 0, MAX_TLB_ENTRIES as u64 * 16)?;
         range("maxphyaddr", u64::from(self.maxphyaddr), 36, 52)?;
+        if self.trace {
+            // A trace record names its vCPU in one byte, 255 being the host.
+            range("vcpus with trace", self.vcpus as u64, 1, 255)?;
+        }
         if self.mutant != Mutant::None && !cfg!(feature = "mutants") {
             return Err(Error::Config {
                 what: "mutant",

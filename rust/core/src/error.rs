@@ -16,6 +16,16 @@ pub enum Error {
         /// What would have been accepted.
         expected: String,
     },
+    /// A memslot cannot be had.
+    #[error("memslot: got {bytes:#x} bytes at gpa {gpa}, expected {expected}")]
+    Memslot {
+        /// Its first gpa.
+        gpa: Gpa,
+        /// Its size.
+        bytes: u64,
+        /// What would have been accepted.
+        expected: String,
+    },
     /// A host-side access to guest memory leaves the memslots.
     #[error("guest memory has no slot for {len} bytes at gpa {gpa}")]
     NoSlot {
@@ -93,6 +103,14 @@ pub enum Error {
         index: u64,
         /// What was wrong with it.
         cause: Box<Error>,
+    },
+    /// The threads of a run cannot be had; nothing was run.
+    #[error("cannot start {wanted} threads: {cause}")]
+    Threads {
+        /// Threads asked for.
+        wanted: usize,
+        /// What the system said.
+        cause: String,
     },
     /// A thread of a run panicked: a bug of this library, reported instead of poisoning.
     #[error("the thread of vCPU {vcpu} panicked: {message}")]

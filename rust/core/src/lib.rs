@@ -28,13 +28,13 @@
 //! # Layers
 //!
 //! A module uses its own layer and lower ones: L0 `addr access regs error config stats trace`;
-//! L1 `paging role spte`; L2 `memory shadow requests`; L3 `mmu`; L4 `vcpu`; L5 `vm op run replay state`.
+//! L1 `paging role spte`; L2 `memory shadow requests`; L3 `mmu`; L4 `vcpu`; L5 `vm op run team replay state`.
 #![forbid(unsafe_code)]
 
 pub(crate) use shadow_mmu_sys::sync;
 
-pub mod requests;
-pub mod shadow;
+pub(crate) mod requests;
+pub(crate) mod shadow;
 
 #[cfg(all(test, loom))]
 mod loom_tests;
@@ -51,11 +51,11 @@ pub mod error;
 #[cfg(not(loom))]
 pub mod memory;
 #[cfg(not(loom))]
-pub mod mmu;
+pub(crate) mod mmu;
 #[cfg(not(loom))]
 pub mod op;
 #[cfg(not(loom))]
-pub mod paging;
+pub(crate) mod paging;
 #[cfg(not(loom))]
 pub mod regs;
 #[cfg(not(loom))]
@@ -65,11 +65,13 @@ pub mod role;
 #[cfg(not(loom))]
 pub mod run;
 #[cfg(not(loom))]
-pub mod spte;
+pub(crate) mod spte;
 #[cfg(not(loom))]
 pub mod state;
 #[cfg(not(loom))]
 pub mod stats;
+#[cfg(not(loom))]
+pub(crate) mod team;
 #[cfg(not(loom))]
 pub mod trace;
 #[cfg(not(loom))]
@@ -83,6 +85,7 @@ pub use self::{
     addr::{Gfn, Gpa, Gva, Hpa, Level, Pfn, SpId, SpteRef},
     config::{Mutant, Policy, VmConfig},
     error::Error,
+    mmu::Violation,
     op::{Op, OpKind, Outcome},
     replay::{ReplayMode, ReplayOptions, ReplayReport, replay},
     run::{Control, RunOptions, RunReport, run},

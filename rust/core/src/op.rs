@@ -5,7 +5,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::{
-    access::{AccessFlags, AccessKind, FaultCode},
+    access::{AccessFlags, FaultCode},
     addr::{Gpa, Gva},
     error::{Error, Result},
 };
@@ -37,6 +37,8 @@ impl Op {
     pub const CHECK: u8 = 16;
     /// A recorded write access and the store after it are this one instruction.
     pub const FUSED: u8 = 32;
+    /// All flags there are.
+    pub const KNOWN_FLAGS: u8 = 63;
 
     /// An operation without expectation.
     pub const fn new(kind: OpKind, addr: u64) -> Self {
@@ -53,9 +55,13 @@ impl Op {
     /// The kind.
     ///
     /// # Errors
-    /// [`Error::BadOp`] for a number that is no kind.
+    /// [`Error::BadOp`] for a number that is no kind, or flags that are none.
     #[inline]
     pub fn kind(&self) -> Result<OpKind> {
+        if self.flags & !Self::KNOWN_FLAGS != 0 {
+            let expected = format!("bits of {:#x} only", Self::KNOWN_FLAGS);
+            return Err(Error::BadOp { what: "flags", got: format!("{:#x}", self.flags), expected });
+        }
         OpKind::from_number(self.kind).ok_or_else(|| Error::BadOp {
             what: "kind",
             got: self.kind.to_string(),
@@ -137,17 +143,6 @@ kinds! {
 }
 
 impl OpKind {
-    /// The kind of access that this translates, if it is one that only translates.
-    #[inline]
-    pub const fn access(self) -> Option<AccessKind> {
-        match self {
-            OpKind::Read => Some(AccessKind::Read),
-            OpKind::Write => Some(AccessKind::Write),
-            OpKind::Fetch => Some(AccessKind::Fetch),
-            _ => None,
-        }
-    }
-
     /// Whether this changes guest memory that other vCPUs may be reading as tables: a recorded store or page.
     #[inline]
     pub const fn orders_replay(self) -> bool {

@@ -61,13 +61,6 @@ pub enum Refused {
     Unsupported(&'static str),
 }
 
-impl Refused {
-    /// As an error of the host, for the unsupported kind.
-    pub fn unsupported(reason: &'static str) -> Error {
-        Error::UnsupportedMode { reason }
-    }
-}
-
 /// What a register write asks of the MMU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Effects {
@@ -124,6 +117,9 @@ impl ControlRegs {
     }
 
     /// MOV to CR0.
+    ///
+    /// # Errors
+    /// [`Refused`]; the register keeps its value.
     pub fn set_cr0(&mut self, value: u64, writer: Writer) -> core::result::Result<Effects, Refused> {
         general_protection_if(value >> 32 != 0)?;
         general_protection_if(value & CR0_PG != 0 && value & CR0_PE == 0)?;
@@ -145,6 +141,9 @@ impl ControlRegs {
     }
 
     /// MOV to CR4.
+    ///
+    /// # Errors
+    /// [`Refused`]; the register keeps its value.
     pub fn set_cr4(&mut self, value: u64, writer: Writer) -> core::result::Result<Effects, Refused> {
         general_protection_if(value & !CR4_ALLOWED != 0)?;
         let changed = self.cr4 ^ value;
@@ -163,6 +162,9 @@ impl ControlRegs {
     }
 
     /// WRMSR to EFER.
+    ///
+    /// # Errors
+    /// [`Refused`]; the register keeps its value.
     pub fn set_efer(&mut self, value: u64, writer: Writer) -> core::result::Result<Effects, Refused> {
         general_protection_if(value & !EFER_ALLOWED != 0)?;
         let paging = self.cr0 & CR0_PG != 0;

@@ -56,8 +56,10 @@ pub struct ReplayReport {
     pub mismatches: Vec<Mismatch>,
     /// How many there were.
     pub mismatch_count: u64,
-    /// Broken invariants, each with the operation before which the audit was made (`None` at the end).
+    /// Broken invariants, each with the operation before which the audit was made (`None` at the end); the first of them.
     pub violations: Vec<(Option<u64>, Violation)>,
+    /// How many there were.
+    pub violation_count: u64,
     /// Audits made.
     pub audits: u64,
     /// Most operations that were under way at once.
@@ -68,10 +70,11 @@ pub struct ReplayReport {
 pub const MARK_AUDIT: u8 = 1;
 
 /// Replays `ops`, operation i on vCPU `ops[i].vcpu`. `marks[i]` has [`MARK_AUDIT`] where an audit is due before it; one
-/// more follows the last operation.
+/// more audit follows the last operation.
 ///
 /// # Errors
-/// [`Error::BadOp`] for a wrong number of marks, [`Error::NoVcpu`], [`Error::Busy`], all before anything is done;
+/// [`Error::BadOp`] for a wrong number of marks, [`Error::NoVcpu`], [`Error::Busy`], [`Error::Threads`], all before
+/// anything is done;
 /// [`Error::Program`] for an operation that is host misuse, [`Error::Panic`].
 pub fn replay(
     vm: &Vm,
@@ -88,17 +91,14 @@ pub fn replay(
     if let Some(op) = ops.iter().find(|op| usize::from(op.vcpu) >= count) {
         return Err(Error::NoVcpu { vcpu: usize::from(op.vcpu), count });
     }
-    for index in 0..count {
-        drop(vm.cpu(index)?);
-    }
+    // Taken before anything is done, and kept.
+    let cpus = vm.all_cpus()?;
     let input = Input { vm, ops, pages, marks, check: options.check, control };
     let mut report = match options.mode {
-        ReplayMode::Ordered => ordered::replay(&input)?,
-        ReplayMode::Threads => threads::replay(&input)?,
+        ReplayMode::Ordered => ordered::replay(&input, cpus)?,
+        ReplayMode::Threads => threads::replay(&input, cpus)?,
     };
     report.interrupted = control.stopped();
-    report.violations.extend(vm.audit()?.into_iter().map(|violation| (None, violation)));
-    report.audits += 1;
     Ok(report)
 }
 

@@ -24,7 +24,7 @@ use core::marker::PhantomData;
 use crate::sync::{AtomicU32, AtomicU64, Backoff, Ordering, fence};
 
 /// The orders of the handshake, with the right ones as defaults; [`KvmHandshake`] is the only implementation outside tests.
-pub trait HandshakeOrder {
+pub(crate) trait HandshakeOrder {
     /// Between the store of the epoch and the first load of the section.
     const ENTER_FENCE: Option<Ordering> = Some(Ordering::SeqCst);
     /// Between the withdrawn entries and requests, and the loads of the epochs.
@@ -37,7 +37,7 @@ pub trait HandshakeOrder {
 
 /// Full fences on both sides, Release and Acquire at the end of a section.
 #[derive(Clone, Copy, Debug)]
-pub enum KvmHandshake {}
+pub(crate) enum KvmHandshake {}
 
 impl HandshakeOrder for KvmHandshake {}
 
@@ -46,7 +46,7 @@ impl HandshakeOrder for KvmHandshake {}
 /// Requests that a vCPU raises on itself need no atomics and live with the vCPU.
 #[derive(Debug)]
 #[repr(align(128))]
-pub struct GuestMode<O = KvmHandshake> {
+pub(crate) struct GuestMode<O = KvmHandshake> {
     /// Bits raised by others.
     requests: AtomicU32,
     /// Odd while inside; written by the vCPU's own thread only.
@@ -56,26 +56,26 @@ pub struct GuestMode<O = KvmHandshake> {
 
 impl<O: HandshakeOrder> GuestMode<O> {
     /// Outside, with no request.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { requests: AtomicU32::new(0), epoch: AtomicU64::new(0), order: PhantomData }
     }
 
     /// Raises requests. They are served before the vCPU's next guest access; [`kick_and_wait`] ends the one under way.
-    pub fn request(&self, bits: u32) {
+    pub(crate) fn request(&self, bits: u32) {
         // ORDERING(kick-mode): Release: who takes the request sees why it was raised (an invalid role, an entry).
         self.requests.fetch_or(bits, Ordering::Release);
     }
 
     /// The requests raised by others and not taken yet.
     #[inline]
-    pub fn pending(&self) -> u32 {
+    pub(crate) fn pending(&self) -> u32 {
         // ORDERING(kick-mode): Acquire, pairs with `request`.
         self.requests.load(Ordering::Acquire)
     }
 
     /// Takes the requests in `mask`; returns those that were raised. Costs a load if there is none.
     #[inline]
-    pub fn take(&self, mask: u32) -> u32 {
+    pub(crate) fn take(&self, mask: u32) -> u32 {
         if self.pending() & mask == 0 {
             return 0;
         }
@@ -86,7 +86,7 @@ impl<O: HandshakeOrder> GuestMode<O> {
     /// Begins a guest access; false, and outside again, if a request must be served first. By the vCPU's own thread.
     #[must_use = "false means the vCPU is not inside"]
     #[inline]
-    pub fn enter(&self) -> bool {
+    pub(crate) fn enter(&self) -> bool {
         // ORDERING(kick-mode): Relaxed: this thread is the only writer.
         let epoch = self.epoch.load(Ordering::Relaxed);
         debug_assert!(epoch.is_multiple_of(2), "the vCPU is inside already");
@@ -104,9 +104,16 @@ impl<O: HandshakeOrder> GuestMode<O> {
         false
     }
 
+    /// Begins a guest access that ends when the value is dropped, a panic included; `None` if a request must be served
+    /// first.
+    #[inline]
+    pub(crate) fn section(&self) -> Option<Section<'_, O>> {
+        self.enter().then(|| Section(self))
+    }
+
     /// Ends a guest access. By the vCPU's own thread.
     #[inline]
-    pub fn leave(&self) {
+    pub(crate) fn leave(&self) {
         // ORDERING(kick-mode): Relaxed: this thread is the only writer.
         let epoch = self.epoch.load(Ordering::Relaxed);
         debug_assert!(!epoch.is_multiple_of(2), "the vCPU is not inside");
@@ -130,6 +137,18 @@ impl<O: HandshakeOrder> GuestMode<O> {
     }
 }
 
+/// A guest access under way.
+#[must_use = "the access ends when this is dropped"]
+#[derive(Debug)]
+pub(crate) struct Section<'a, O: HandshakeOrder>(&'a GuestMode<O>);
+
+impl<O: HandshakeOrder> Drop for Section<'_, O> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
 impl<O: HandshakeOrder> Default for GuestMode<O> {
     fn default() -> Self {
         Self::new()
@@ -141,7 +160,7 @@ impl<O: HandshakeOrder> Default for GuestMode<O> {
 ///
 /// When it returns, no access that could have used an entry withdrawn before the call is under way, what such an
 /// access stored is seen, and later ones serve the request first. The caller is outside guest mode.
-pub fn kick_and_wait<'a, O: HandshakeOrder + 'a>(
+pub(crate) fn kick_and_wait<'a, O: HandshakeOrder + 'a>(
     vcpus: impl IntoIterator<Item = &'a GuestMode<O>, IntoIter: Clone>,
     own: Option<usize>,
     bits: u32,

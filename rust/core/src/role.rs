@@ -63,7 +63,7 @@ impl PageRole {
 
     /// Wraps a word.
     #[inline]
-    pub const fn from_word(word: u32) -> Self {
+    pub(crate) const fn from_word(word: u32) -> Self {
         Self(word)
     }
 

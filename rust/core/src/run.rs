@@ -1,17 +1,13 @@
 //! Programs of operations, each vCPU on an OS thread of its own.
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Barrier,
-    thread,
-    time::Instant,
-};
+use std::time::Instant;
 
 use crate::{
     error::{Error, Result},
-    op::{Op, Outcome, OutcomeRecord},
+    op::{Op, OpKind, Outcome, OutcomeRecord},
     sync::{AtomicBool, AtomicU64, Ordering, spin_loop},
-    vm::{PageWords, Vm},
+    team::together,
+    vm::{Cpu, PageWords, Vm},
 };
 
 /// Operations between two looks at [`Control`].
@@ -91,8 +87,9 @@ struct Part {
 /// Runs program i on vCPU i, each on its own thread, all started together.
 ///
 /// # Errors
-/// [`Error::NoVcpu`] for more programs than vCPUs and [`Error::Busy`] before anything is run; [`Error::Program`] for an
-/// operation that is host misuse and [`Error::Panic`], after every thread has stopped. What was done stays done.
+/// [`Error::NoVcpu`] for more programs than vCPUs, [`Error::Busy`] and [`Error::Threads`], before anything is run;
+/// [`Error::Program`] for an operation that is host misuse and [`Error::Panic`], after every thread has stopped. What was
+/// done stays done.
 pub fn run(
     vm: &Vm,
     programs: &[&[Op]],
@@ -100,28 +97,17 @@ pub fn run(
     options: RunOptions,
     control: &Control,
 ) -> Result<RunReport> {
-    for index in 0..programs.len() {
-        drop(vm.cpu(index)?);
-    }
-    let barrier = Barrier::new(programs.len());
-    let parts = thread::scope(|scope| {
-        let threads: Vec<_> = programs
-            .iter()
-            .enumerate()
-            .map(|(index, program)| {
-                let barrier = &barrier;
-                scope.spawn(move || {
-                    if options.pin {
-                        pin(index);
-                    }
-                    barrier.wait();
-                    guarded(index, control, || run_one(vm, index, program, pages, options, control))
-                })
-            })
-            .collect();
-        let join = |thread: thread::ScopedJoinHandle<'_, Result<Part>>| thread.join().unwrap_or_else(lost_thread);
-        threads.into_iter().map(join).collect::<Vec<Result<Part>>>()
+    // Every vCPU is taken before anything is run, and kept until its program ends.
+    let cpus = (0..programs.len()).map(|index| vm.cpu(index)).collect::<Result<Vec<_>>>()?;
+    let bodies = cpus.into_iter().zip(programs).enumerate().map(|(index, (cpu, program))| {
+        move || {
+            if options.pin {
+                pin(index);
+            }
+            Ok(run_one(cpu, index, program, pages, options, control))
+        }
     });
+    let parts = together(bodies.collect(), control)?;
     let parts = parts.into_iter().collect::<Result<Vec<Part>>>()?;
     if let Some(error) = parts.iter().find_map(|part| part.error.clone()) {
         return Err(error);
@@ -141,14 +127,13 @@ pub fn run(
 }
 
 fn run_one(
-    vm: &Vm,
+    mut cpu: Cpu<'_>,
     index: usize,
     program: &[Op],
     pages: &[PageWords],
     options: RunOptions,
     control: &Control,
-) -> Result<Part> {
-    let mut cpu = vm.cpu(index)?;
+) -> Part {
     let outcomes = Vec::with_capacity(if options.outcomes { program.len() } else { 0 });
     let began = Instant::now();
     let mut part = Part { done: 0, faults: 0, outcomes, began, ended: began, error: None };
@@ -157,6 +142,10 @@ fn run_one(
             break;
         }
         for op in chunk {
+            // Guest work is the one operation that may be long.
+            if op.kind == OpKind::Work as u8 && control.stopped() {
+                return part.end();
+            }
             match cpu.execute(op, pages) {
                 Ok(outcome) => {
                     part.faults += u64::from(!matches!(outcome, Outcome::Ok(_)));
@@ -167,33 +156,21 @@ fn run_one(
                 Err(cause) => {
                     control.stop();
                     part.error = Some(Error::Program { vcpu: index, index: part.done, cause: Box::new(cause) });
-                    return Ok(part);
+                    return part;
                 }
             }
             part.done += 1;
         }
         control.advance(chunk.len() as u64);
     }
-    part.ended = Instant::now();
-    Ok(part)
+    part.end()
 }
 
-/// Runs a vCPU thread's body; a panic stops the others and becomes an error.
-pub(crate) fn guarded<T>(vcpu: usize, control: &Control, body: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
-        control.stop();
-        let message = payload
-            .downcast_ref::<&str>()
-            .map(ToString::to_string)
-            .or_else(|| payload.downcast_ref::<String>().cloned())
-            .unwrap_or_else(|| "no message".into());
-        Err(Error::Panic { vcpu, message })
-    })
-}
-
-/// A thread that ended without a result: its panic was not caught where it should have been.
-pub(crate) fn lost_thread<T>(_: Box<dyn core::any::Any + Send>) -> Result<T> {
-    Err(Error::Panic { vcpu: usize::MAX, message: "the thread was lost".into() })
+impl Part {
+    fn end(mut self) -> Self {
+        self.ended = Instant::now();
+        self
+    }
 }
 
 /// Pins the calling thread to a core, round robin; a machine that refuses is left alone.
@@ -202,6 +179,9 @@ pub(crate) fn pin(index: usize) {
         core_affinity::set_for_current(cores[index % cores.len()]);
     }
 }
+
+/// Most nanoseconds of one [`OpKind::Work`], so that a stop is never far.
+pub const MAX_WORK: u64 = 100_000_000;
 
 /// Guest work: keeps the core busy for about `nanos` nanoseconds, outside guest mode.
 pub(crate) fn work(nanos: u64) {

@@ -8,7 +8,7 @@ use crate::{
 /// A shadow page-table entry.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 #[repr(transparent)]
-pub struct Spte(u64);
+pub(crate) struct Spte(u64);
 
 const PRESENT: u64 = 1;
 const WRITABLE: u64 = 1 << 1;
@@ -22,7 +22,7 @@ const NX: u64 = 1 << 63;
 
 /// How a leaf's accessed bit starts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Young {
+pub(crate) enum Young {
     /// Accessed: a fault or a sync put it there.
     Accessed,
     /// Not accessed yet: a refill put it there.
@@ -31,15 +31,15 @@ pub enum Young {
 
 impl Spte {
     /// Not present.
-    pub const EMPTY: Spte = Spte(0);
+    pub(crate) const EMPTY: Spte = Spte(0);
 
     /// A link to a lower shadow page: all rights, since rights live in leaves and roles.
-    pub const fn link(child: SpId) -> Spte {
+    pub(crate) const fn link(child: SpId) -> Spte {
         Spte(child.hpa().get() | PRESENT | WRITABLE | USER | ACCESSED | SHADOW_PRESENT)
     }
 
     /// A leaf without write permission.
-    pub fn leaf(pfn: Pfn, access: Access, young: Young) -> Spte {
+    pub(crate) fn leaf(pfn: Pfn, access: Access, young: Young) -> Spte {
         let mut raw = PRESENT | HOST_WRITABLE | SHADOW_PRESENT | ((pfn.get() << 12) & PHYS_MASK);
         raw |= if young == Young::Accessed { ACCESSED } else { 0 };
         raw |= if access.contains(Access::USER) { USER } else { 0 };
@@ -49,93 +49,87 @@ impl Spte {
 
     /// The leaf with write permission: W, MMU-writable and D (a W entry is dirty from the start).
     #[must_use]
-    pub const fn writable(self) -> Spte {
+    pub(crate) const fn writable(self) -> Spte {
         Spte(self.0 | WRITABLE | MMU_WRITABLE | DIRTY)
     }
 
     /// The leaf write-protected because it maps a guest table.
     #[must_use]
-    pub const fn write_protected(self) -> Spte {
+    pub(crate) const fn write_protected(self) -> Spte {
         Spte(self.0 & !(WRITABLE | MMU_WRITABLE))
     }
 
     /// Wraps a raw entry.
     #[inline]
-    pub const fn from_raw(raw: u64) -> Spte {
+    pub(crate) const fn from_raw(raw: u64) -> Spte {
         Spte(raw)
     }
 
     /// The raw entry.
     #[inline]
-    pub const fn raw(self) -> u64 {
+    pub(crate) const fn raw(self) -> u64 {
         self.0
     }
 
     /// Whether the hardware finds something here.
     #[inline]
-    pub const fn is_present(self) -> bool {
+    pub(crate) const fn is_present(self) -> bool {
         self.0 & PRESENT != 0
     }
 
     /// Whether user mode may use the page.
     #[inline]
-    pub const fn is_user(self) -> bool {
+    pub(crate) const fn is_user(self) -> bool {
         self.0 & USER != 0
     }
 
     /// Whether the hardware may write through it.
     #[inline]
-    pub const fn is_writable(self) -> bool {
+    pub(crate) const fn is_writable(self) -> bool {
         self.0 & WRITABLE != 0
     }
 
     /// Whether the MMU lets the page be written (no write protection on its behalf).
     #[inline]
-    pub const fn is_mmu_writable(self) -> bool {
+    pub(crate) const fn is_mmu_writable(self) -> bool {
         self.0 & MMU_WRITABLE != 0
     }
 
     /// Whether the host lets the page be written.
     #[inline]
-    pub const fn is_host_writable(self) -> bool {
+    pub(crate) const fn is_host_writable(self) -> bool {
         self.0 & HOST_WRITABLE != 0
-    }
-
-    /// Whether instructions may be fetched.
-    #[inline]
-    pub const fn is_executable(self) -> bool {
-        self.0 & NX == 0
     }
 
     /// The rights that the hardware finds in a leaf.
     #[inline]
-    pub const fn access(self) -> Access {
+    pub(crate) const fn access(self) -> Access {
         let exec = (self.0 >> 63 & 1) ^ 1;
         Access::from_bits_truncate((exec | self.0 & (WRITABLE | USER)) as u8)
     }
 
     /// A and D bits that an access needs and that are still clear.
     #[inline]
-    pub const fn missing_ad(self, write: bool) -> u64 {
+    pub(crate) const fn missing_ad(self, write: bool) -> u64 {
         let need = if write { ACCESSED | DIRTY } else { ACCESSED };
         need & !self.0
     }
 
     /// The host frame that a leaf maps.
     #[inline]
-    pub const fn pfn(self) -> Pfn {
+    pub(crate) const fn pfn(self) -> Pfn {
         Pfn::new((self.0 & PHYS_MASK) >> 12)
     }
 
     /// The shadow page that a link leads to.
     #[inline]
-    pub const fn child(self) -> Option<SpId> {
+    pub(crate) const fn child(self) -> Option<SpId> {
         if self.is_present() { Hpa::new(self.0 & PHYS_MASK).shadow_page() } else { None }
     }
 
     /// Whether changing `self` to `new` leaves stale rights in TLBs: MMU-writable was set and is cleared (C.2).
     #[inline]
-    pub const fn loses_write(self, new: Spte) -> bool {
+    pub(crate) const fn loses_write(self, new: Spte) -> bool {
         self.is_mmu_writable() && !new.is_mmu_writable()
     }
 }

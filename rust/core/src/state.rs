@@ -4,17 +4,20 @@ use crate::{
     addr::{ENTRIES, SpId, SpteRef},
     mmu::{MmuCx, Shared},
     shadow::page::SpLocked,
-    stats::VcpuStats,
     vcpu::Vcpu,
 };
 
 /// All state words of a machine at rest.
 pub(crate) fn words(shared: &Shared, vcpus: &[&mut Vcpu], host: &MmuCx) -> Vec<u64> {
     let mut out = Vec::new();
-    let mut total: VcpuStats = host.stats.clone();
+    let mut counters = host.stats.counters;
+    let mut acquisitions = host.stats.lock.acquisitions;
     for vcpu in vcpus {
         vcpu_words(shared, vcpu, &mut out);
-        total.add(&vcpu.cx.stats);
+        counters.add(&vcpu.cx.stats.counters);
+        for (sum, own) in acquisitions.iter_mut().zip(vcpu.cx.stats.lock.acquisitions) {
+            *sum += own;
+        }
     }
     let state = shared.peek();
     out.push(state.pages.live());
@@ -22,8 +25,8 @@ pub(crate) fn words(shared: &Shared, vcpus: &[&mut Vcpu], host: &MmuCx) -> Vec<u
         page_words(shared, id, page, &mut out);
     }
     out.push(shared.indirect_shadow_pages.count_locked());
-    out.extend(total.counters.values());
-    out.extend(total.lock.acquisitions);
+    out.extend(counters.values());
+    out.extend(acquisitions);
     out
 }
 

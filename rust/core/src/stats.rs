@@ -99,9 +99,10 @@ impl LockReason {
 }
 
 /// A histogram of nanoseconds, from 1 ns to a minute, three digits.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Nanos {
-    histogram: Histogram<u64>,
+    /// Made at the first record: it is 200 KB.
+    histogram: Option<Box<Histogram<u64>>>,
     total: u64,
 }
 
@@ -118,36 +119,35 @@ pub struct Quantiles {
     pub total: u64,
 }
 
-impl Default for Nanos {
-    fn default() -> Self {
-        // The bounds are constants that `Histogram` accepts; a smaller one could not be made any cheaper.
-        let histogram = Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("constant bounds are valid");
-        Self { histogram, total: 0 }
-    }
+fn empty_histogram() -> Histogram<u64> {
+    // The bounds are constants that `Histogram` accepts.
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("constant bounds are valid")
 }
 
 impl Nanos {
     /// Records one duration.
     pub fn record(&mut self, nanos: u64) {
-        self.histogram.saturating_record(nanos.max(1));
+        self.histogram.get_or_insert_with(|| Box::new(empty_histogram())).saturating_record(nanos.max(1));
         self.total = self.total.saturating_add(nanos);
     }
 
     /// Adds another histogram.
     pub fn add(&mut self, other: &Nanos) {
-        // Same bounds on both sides, so the merge cannot be refused.
-        let _ = self.histogram.add(&other.histogram);
+        if let Some(theirs) = &other.histogram {
+            // Same bounds on both sides, so the merge cannot be refused.
+            let _ = self.histogram.get_or_insert_with(|| Box::new(empty_histogram())).add(&**theirs);
+        }
         self.total = self.total.saturating_add(other.total);
     }
 
-    /// Median, 99th percentile, maximum and sum.
+    /// Median, 99th percentile, maximum and sum; zeros if nothing was recorded.
     pub fn quantiles(&self) -> Quantiles {
-        Quantiles {
-            p50: self.histogram.value_at_quantile(0.5),
-            p99: self.histogram.value_at_quantile(0.99),
-            max: self.histogram.max(),
+        self.histogram.as_ref().map_or_else(Quantiles::default, |histogram| Quantiles {
+            p50: histogram.value_at_quantile(0.5),
+            p99: histogram.value_at_quantile(0.99),
+            max: histogram.max(),
             total: self.total,
-        }
+        })
     }
 }
 

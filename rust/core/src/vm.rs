@@ -12,6 +12,8 @@ use crate::{
     mmu::{MmuCx, Shared, Violation},
     op::{Op, OpKind, Outcome},
     regs::{ControlRegs, Writer},
+    role::PageRole,
+    run::{MAX_WORK, work},
     shadow::{arena::ShadowArena, page::SpLocked},
     stats::{LockReason, Stats, VcpuStats},
     trace::TraceRecord,
@@ -46,8 +48,8 @@ pub struct ShadowPageInfo {
     pub id: u32,
     /// Gfn of the guest table, or the first gfn mapped.
     pub gfn: Gfn,
-    /// Role word.
-    pub role: u32,
+    /// Its role.
+    pub role: PageRole,
     /// Whether it is unsync.
     pub unsync: bool,
     /// Entries that are, or lead to, unsync pages.
@@ -100,10 +102,6 @@ impl Vm {
         Cpu { shared: &self.shared, vcpu: self.vcpus[index].lock() }
     }
 
-    fn all_cpus(&self) -> Result<Vec<Cpu<'_>>> {
-        (0..self.vcpus.len()).map(|index| self.cpu(index)).collect()
-    }
-
     /// Reads guest memory from the host's side.
     ///
     /// # Errors
@@ -147,13 +145,22 @@ impl Vm {
         Ok(self.audit_with(&cpus))
     }
 
+    /// Takes every vCPU.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while one is driven.
+    pub(crate) fn all_cpus(&self) -> Result<Vec<Cpu<'_>>> {
+        (0..self.vcpus.len()).map(|index| self.cpu(index)).collect()
+    }
+
     /// As [`audit`](Self::audit), waiting for vCPUs that are about to rest.
     pub(crate) fn audit_blocking(&self) -> Vec<Violation> {
         let cpus: Vec<_> = (0..self.vcpus.len()).map(|index| self.cpu_blocking(index)).collect();
         self.audit_with(&cpus)
     }
 
-    fn audit_with(&self, cpus: &[Cpu<'_>]) -> Vec<Violation> {
+    /// Checks every invariant, the caller having taken every vCPU.
+    pub(crate) fn audit_with(&self, cpus: &[Cpu<'_>]) -> Vec<Violation> {
         let views: Vec<_> = cpus.iter().map(|cpu| cpu.vcpu.view(&self.shared)).collect();
         self.shared.lock(&mut self.host.lock(), LockReason::Audit).audit(&views)
     }
@@ -170,14 +177,13 @@ impl Vm {
             total.add(stats);
         }
         let state = self.shared.peek();
-        let recorded = state.pages.iter().filter(|(_, page)| page.has_recorded()).count() as u64;
         let page_bytes = ShadowArena::BYTES_PER_PAGE + size_of::<SpLocked>() as u64;
         Ok(Stats {
             total,
             per_vcpu,
             shadow_pages_live: state.pages.live(),
             shadow_pages_peak: state.pages.peak(),
-            shadow_bytes_peak: state.pages.peak() * page_bytes + recorded * PAGE_SIZE,
+            shadow_bytes_peak: state.pages.peak() * page_bytes + state.pages.recorded() * PAGE_SIZE,
         })
     }
 
@@ -194,7 +200,7 @@ impl Vm {
             ShadowPageInfo {
                 id: id.get(),
                 gfn: page.gfn,
-                role: page.role.word(),
+                role: page.role,
                 unsync: sync.is_unsync_locked(),
                 unsync_children: sync.children_locked(),
                 flooding: header.flooding(),
@@ -262,7 +268,11 @@ impl Cpu<'_> {
             OpKind::WriteEfer => vcpu.write_efer(shared, op.addr, writer),
             OpKind::SyncTlb => vcpu.enter_once(shared),
             OpKind::Work => {
-                crate::run::work(op.value);
+                if op.value > MAX_WORK {
+                    let expected = format!("at most {MAX_WORK} ns");
+                    return Err(Error::BadOp { what: "work", got: op.value.to_string(), expected });
+                }
+                work(op.value);
                 Ok(Outcome::Ok(0))
             }
             OpKind::ZapGfn => {

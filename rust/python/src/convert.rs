@@ -36,7 +36,11 @@ fn refuse_word(object: Borrowed<'_, '_, PyAny>, error: PyErr) -> PyErr {
     if error.is_instance_of::<PyOverflowError>(py) {
         return match object.repr() {
             Ok(text) => errors::config(py, format!("got {text}, expected an integer in 0..2**64")),
-            Err(error) => error,
+            // Python does not print integers of thousands of digits.
+            Err(_) => match object.call_method0("bit_length") {
+                Ok(bits) => errors::config(py, format!("got an integer of {bits} bits, expected one in 0..2**64")),
+                Err(error) => error,
+            },
         };
     }
     error

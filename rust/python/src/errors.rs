@@ -45,7 +45,7 @@ static VCPU_BUSY: Class = Class::new("VcpuBusyError");
 pub(crate) fn from_core(py: Python<'_>, error: &Error) -> PyErr {
     let class = match error {
         Error::Config { .. } | Error::NoVcpu { .. } => &CONFIG,
-        Error::NoSlot { .. } => &MEMORY_RANGE,
+        Error::NoSlot { .. } | Error::Memslot { .. } => &MEMORY_RANGE,
         Error::OutOfShadowPages { .. } | Error::OutOfMemory { what: "shadow pages", .. } => &SHADOW_MEMORY,
         Error::OutOfMemory { .. } => &GUEST_MEMORY,
         Error::UnsupportedMode { .. } => &UNSUPPORTED_MODE,
@@ -55,6 +55,17 @@ pub(crate) fn from_core(py: Python<'_>, error: &Error) -> PyErr {
         _ => &BASE,
     };
     class.raise(py, error.to_string())
+}
+
+/// The error of a long call. Ctrl-C comes first, with what the core said as its cause.
+pub(crate) fn of_long_call(py: Python<'_>, error: &Error, interrupted: bool) -> PyErr {
+    let error = from_core(py, error);
+    if !interrupted {
+        return error;
+    }
+    let interrupt = pyo3::exceptions::PyKeyboardInterrupt::new_err(());
+    interrupt.set_cause(py, Some(error));
+    interrupt
 }
 
 /// What the guest ran into, as the exception that stands for it; an MMIO exit is none and comes back as its gpa.

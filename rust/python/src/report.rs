@@ -6,7 +6,6 @@ use pyo3::{
 };
 use shadow_mmu::{
     ReplayReport, RunReport, SpId, Stats,
-    role::PageRole,
     stats::{Counters, Cr3Stats, LockReason, LockStats, Nanos, Quantiles, VcpuStats},
     vm::ShadowPageInfo,
 };
@@ -71,12 +70,12 @@ pub(crate) fn stats<'py>(py: Python<'py>, stats: &Stats) -> PyResult<Bound<'py, 
 
 /// One shadow page.
 pub(crate) fn shadow_page<'py>(py: Python<'py>, page: &ShadowPageInfo) -> PyResult<Bound<'py, PyDict>> {
-    let role = PageRole::from_word(page.role);
+    let role = page.role;
     let dict = PyDict::new(py);
     dict.set_item("id", page.id)?;
     dict.set_item("gfn", page.gfn.get())?;
     dict.set_item("hpa", SpId::new(page.id).hpa().get())?;
-    dict.set_item("role", page.role)?;
+    dict.set_item("role", role.word())?;
     dict.set_item("level", role.level().get())?;
     dict.set_item("direct", role.is_direct())?;
     dict.set_item("access", role.access().bits())?;

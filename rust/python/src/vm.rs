@@ -7,7 +7,9 @@ use pyo3::{
     prelude::*,
     types::{PyBytes, PyDict},
 };
-use shadow_mmu::{Control, Gpa, Op, ReplayMode, ReplayOptions, RunOptions, Vm as CoreVm, VmConfig, op::OutcomeRecord};
+use shadow_mmu::{
+    Control, Gpa, Op, OpKind, ReplayMode, ReplayOptions, RunOptions, Vm as CoreVm, VmConfig, op::OutcomeRecord,
+};
 
 use crate::{
     convert::{Records, Word, plain_bytes},
@@ -123,7 +125,8 @@ impl Vm {
                 format!("op: got {} records, expected one of {} bytes", records.as_slice().len(), size_of::<Op>());
             return Err(errors::layout(py, text));
         };
-        let pages = page_records(pages)?;
+        // Rows are copied, so only the one kind that reads them gets them.
+        let pages = page_records(pages.filter(|_| op.kind == OpKind::HostPage as u8))?;
         let outcome = self.machine.core(py, |vm| vm.cpu(op.vcpu.into())?.execute(op, page_slice(pages.as_ref())))?;
         let OutcomeRecord { code, value, error, .. } = outcome.into();
         Ok((code, value, error))
@@ -152,7 +155,7 @@ impl Vm {
         let control = Control::new();
         self.machine.with(py, |vm| {
             let driven = drive(py, &control, poll, || shadow_mmu::run(vm, &programs, pages, options, &control))?;
-            let report = driven.result.map_err(|error| errors::from_core(py, &error))?;
+            let report = driven.result.map_err(|error| errors::of_long_call(py, &error, driven.interrupted))?;
             report::run(py, &report, driven.interrupted)
         })
     }
@@ -183,7 +186,7 @@ impl Vm {
         let control = Control::new();
         self.machine.with(py, |vm| {
             let driven = drive(py, &control, poll, || shadow_mmu::replay(vm, ops, pages, marks, options, &control))?;
-            let report = driven.result.map_err(|error| errors::from_core(py, &error))?;
+            let report = driven.result.map_err(|error| errors::of_long_call(py, &error, driven.interrupted))?;
             report::replay(py, &report, driven.interrupted)
         })
     }

@@ -76,7 +76,7 @@ impl Memslot {
 
     /// The word that contains `gpa`, which is in this slot.
     #[inline]
-    pub fn word(&self, gpa: Gpa) -> &AtomicU64 {
+    pub(crate) fn word(&self, gpa: Gpa) -> &AtomicU64 {
         &self.words[((gpa.get() - self.base.gpa().get()) >> 3) as usize]
     }
 

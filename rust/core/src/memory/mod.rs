@@ -30,7 +30,7 @@ impl GuestMemory {
     ///
     /// # Errors
     /// As [`add`](Self::add); [`Error::Config`] for no slot at all.
-    pub fn new(slots: &[(Gpa, u64)], maxphyaddr: u8) -> Result<Self> {
+    pub(crate) fn new(slots: &[(Gpa, u64)], maxphyaddr: u8) -> Result<Self> {
         if slots.is_empty() {
             return Err(Error::Config { what: "slots", got: "none".into(), expected: "at least one memslot".into() });
         }
@@ -47,32 +47,28 @@ impl GuestMemory {
 
     /// Checks that a slot is page aligned, not empty, and below the limit.
     pub(crate) fn check(&self, gpa: Gpa, bytes: u64) -> Result<()> {
-        let bad =
-            |what, expected: String| Err(Error::Config { what, got: format!("{gpa} + {bytes:#x} bytes"), expected });
+        let bad = |expected: String| Err(Error::Memslot { gpa, bytes, expected });
         if bytes == 0 || !gpa.get().is_multiple_of(PAGE_SIZE) || !bytes.is_multiple_of(PAGE_SIZE) {
-            return bad("memslot", "a page-aligned start and a positive number of whole pages".into());
+            return bad("a page-aligned start and a positive number of whole pages".into());
         }
         match gpa.get().checked_add(bytes) {
             Some(end) if end <= self.limit => Ok(()),
-            _ => bad("memslot", format!("an end at or below {:#x}", self.limit)),
+            _ => bad(format!("an end at or below {:#x}", self.limit)),
         }
     }
 
     /// Adds a slot and returns its index. Its memory reads as zero.
     ///
     /// # Errors
-    /// [`Error::Config`] for a misaligned, empty, too high or overlapping slot or the 513th one;
+    /// [`Error::Memslot`] for a misaligned, empty, too high or overlapping slot or the 513th one;
     /// [`Error::OutOfMemory`]. Nothing is changed then.
-    pub fn add(&self, gpa: Gpa, bytes: u64) -> Result<usize> {
+    pub(crate) fn add(&self, gpa: Gpa, bytes: u64) -> Result<usize> {
         self.check(gpa, bytes)?;
         let first = gpa.gfn().get();
         let pages = bytes / PAGE_SIZE;
         if let Some(other) = self.iter().find(|slot| slot.overlaps(first, pages)) {
-            return Err(Error::Config {
-                what: "memslot",
-                got: format!("{gpa} + {bytes:#x} bytes"),
-                expected: format!("no overlap with the slot at {}", other.base().gpa()),
-            });
+            let expected = format!("no overlap with the slot at {}", other.base().gpa());
+            return Err(Error::Memslot { gpa, bytes, expected });
         }
         let index = self.iter().count();
         let slot = Memslot::new(index, gpa.gfn(), pages)?;
@@ -105,7 +101,7 @@ impl GuestMemory {
 
     /// The 8-byte word that contains `gpa`.
     #[inline]
-    pub fn word(&self, gpa: Gpa) -> Option<&AtomicU64> {
+    pub(crate) fn word(&self, gpa: Gpa) -> Option<&AtomicU64> {
         self.slot(gpa.gfn()).map(|slot| slot.word(gpa))
     }
 
@@ -149,7 +145,7 @@ impl GuestMemory {
 
     /// Guest load of `size` bytes (1, 2, 4 or 8) inside one page.
     #[inline]
-    pub fn load(&self, gpa: Gpa, size: u8) -> Option<u64> {
+    pub(crate) fn load(&self, gpa: Gpa, size: u8) -> Option<u64> {
         let slot = self.slot(gpa.gfn())?;
         let offset = gpa.get() & 7;
         // ORDERING(guest-tso): every x86 load is an acquire.
@@ -166,7 +162,7 @@ impl GuestMemory {
 
     /// Guest store of `size` bytes (1, 2, 4 or 8) inside one page; false where no slot has it.
     #[inline]
-    pub fn store(&self, gpa: Gpa, value: u64, size: u8) -> bool {
+    pub(crate) fn store(&self, gpa: Gpa, value: u64, size: u8) -> bool {
         let Some(slot) = self.slot(gpa.gfn()) else { return false };
         let bits = u32::from(size) * 8;
         let shift = (gpa.get() & 7) as u32 * 8;
@@ -185,15 +181,15 @@ impl GuestMemory {
     }
 }
 
-/// Stores the bits of `mask`, leaving the others as they are.
-fn merge(word: &AtomicU64, mask: u64, value: u64) {
+/// Stores the bits of `mask`, leaving the others as they are; the word before and after.
+pub(crate) fn merge(word: &AtomicU64, mask: u64, value: u64) -> (u64, u64) {
     // ORDERING(guest-tso): a release like every store; the loop only keeps the neighbouring bytes.
     let mut old = word.load(Ordering::Relaxed);
     loop {
         let new = (old & !mask) | (value & mask);
         // ORDERING(guest-tso): see above.
         match word.compare_exchange_weak(old, new, Ordering::Release, Ordering::Relaxed) {
-            Ok(_) => return,
+            Ok(_) => return (old, new),
             Err(now) => old = now,
         }
     }
@@ -258,7 +254,7 @@ mod tests {
         for (gpa, bytes) in
             [(1, 0x1000), (0x20000, 0), (0x20000, 7), (0x3000, 0x1000), (1 << 46, 0x1000), (u64::MAX - 0xfff, 0x2000)]
         {
-            assert!(matches!(memory.add(Gpa::new(gpa), bytes), Err(Error::Config { .. })), "{gpa:#x}");
+            assert!(matches!(memory.add(Gpa::new(gpa), bytes), Err(Error::Memslot { .. })), "{gpa:#x}");
         }
         assert_eq!(memory.iter().count(), 2);
         assert!(GuestMemory::new(&[], 46).is_err());

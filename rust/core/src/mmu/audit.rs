@@ -33,7 +33,7 @@ impl fmt::Display for Violation {
 
 /// What the audit needs to know of a vCPU.
 #[derive(Clone, Debug)]
-pub struct VcpuView {
+pub(crate) struct VcpuView {
     /// Current root first, then the previous ones: (tag, hpa).
     pub roots: Vec<(u64, Hpa)>,
     /// Whether the tags belong to the roots (not so for the seed, whose tag stands apart: S1).
@@ -98,10 +98,19 @@ impl MmuLocked<'_> {
         for slot in self.shared.memory.iter() {
             for frame in slot.base().get()..slot.end() {
                 let gfn = Gfn::new(frame);
-                let (counted, found) = (slot.write_track(gfn), books.tracked.get(&frame).copied().unwrap_or(0));
+                let counted = slot.write_track(gfn);
+                if counted == 0 {
+                    continue;
+                }
+                let found = books.tracked.get(&frame).copied().unwrap_or(0);
                 findings
                     .check(counted == found, "I9", || format!("write_track of gfn {gfn} is {counted}, {found} found"));
             }
+        }
+        for (&frame, &found) in &books.tracked {
+            let gfn = Gfn::new(frame);
+            let counted = self.shared.memory.slot(gfn).map_or(0, |slot| slot.write_track(gfn));
+            findings.check(counted != 0, "I9", || format!("write_track of gfn {gfn} is 0, {found} found"));
         }
         for (gfn, ids) in self.state.pages.buckets() {
             for &id in ids {

@@ -89,7 +89,7 @@ impl MmuLocked<'_> {
         self.shared.arena.ensure(self.state.pages.next_id())?;
         let sp = self.state.pages.allocate(gfn, role);
         let header = self.shared.arena.header(sp);
-        header.set_identity(gfn, role);
+        header.set_role(role);
         header.clear_flooding();
         debug_assert!(!header.sync_state().observe(), "a zapped page leaves no marks");
         self.cx.stats.counters.mmu_cache_miss += 1;

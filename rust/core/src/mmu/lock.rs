@@ -6,7 +6,7 @@ use core::fmt;
 use std::time::Instant;
 
 use lock_api::{Mutex, MutexGuard};
-use shadow_mmu_sys::lock::QueuedLock;
+use shadow_mmu_sys::lock::{QueuedLock, lock_observed};
 
 use super::{MmuCx, MmuState, Shared};
 use crate::stats::LockReason;
@@ -30,7 +30,7 @@ impl MmuLock {
 }
 
 /// The `mmu_lock`, held on behalf of one vCPU or of the host.
-pub struct MmuLocked<'a> {
+pub(crate) struct MmuLocked<'a> {
     pub(crate) shared: &'a Shared,
     pub(crate) cx: &'a mut MmuCx,
     pub(crate) state: MutexGuard<'a, RawMmuLock, MmuState>,
@@ -50,10 +50,8 @@ impl Shared {
         let stats = &mut cx.stats.lock;
         stats.acquisitions[reason as usize] += 1;
         let asked = stats.times.as_ref().map(|_| Instant::now());
-        let state = self.state.0.try_lock().unwrap_or_else(|| {
-            stats.contended += 1;
-            self.state.0.lock()
-        });
+        let (state, contended) = lock_observed(&self.state.0);
+        stats.contended += u64::from(contended);
         let since = asked.map(|asked| {
             let now = Instant::now();
             if let Some(times) = &mut stats.times {

@@ -16,11 +16,8 @@ mod unsync;
 mod writes;
 mod zap;
 
-pub use self::{
-    audit::{VcpuView, Violation},
-    lock::MmuLocked,
-    requests::Requests,
-};
+pub use self::audit::Violation;
+pub(crate) use self::{audit::VcpuView, lock::MmuLocked, requests::Requests};
 pub(crate) use self::{
     fault::{FaultOutcome, GuestFault},
     writes::{Stored, TableWrite},
@@ -48,7 +45,7 @@ use crate::{
 
 /// What all vCPUs of a machine share.
 #[derive(Debug)]
-pub struct Shared {
+pub(crate) struct Shared {
     pub(crate) config: VmConfig,
     pub(crate) memory: GuestMemory,
     pub(crate) arena: ShadowArena,
@@ -60,7 +57,7 @@ pub struct Shared {
 
 /// What the `mmu_lock` protects.
 #[derive(Debug, Default)]
-pub struct MmuState {
+pub(crate) struct MmuState {
     pub(crate) pages: PageStore,
     pub(crate) rmaps: Rmaps,
     pub(crate) trace: Option<Vec<TraceRecord>>,
@@ -70,7 +67,7 @@ pub struct MmuState {
 
 /// The part of a vCPU that MMU code works with while it holds the lock. The host has one of its own.
 #[derive(Debug)]
-pub struct MmuCx {
+pub(crate) struct MmuCx {
     /// Index of the vCPU; `None` for the host's own operations.
     pub(crate) vcpu: Option<usize>,
     /// The paging context, `None` while paging is off.
@@ -84,7 +81,7 @@ pub struct MmuCx {
 
 /// What a vCPU's registers make of paging (A.8). Derived anew when they change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PagingContext {
+pub(crate) struct PagingContext {
     /// Role that a root has now.
     pub(crate) role: PageRole,
     /// Reserved bits of guest entries.

@@ -6,8 +6,8 @@ use super::{MmuCx, MmuLocked, Shared};
 use crate::{
     addr::{Gfn, Gpa, SpId, SpteRef},
     config::Mutant,
+    memory,
     stats::LockReason,
-    sync::Ordering,
 };
 
 /// Emulated writes to an upper-level table, without its being used in between, that make it be zapped (E144).
@@ -51,26 +51,23 @@ impl Shared {
 
     /// Host-side write of whole words; shadow entries made from those that change are dropped. The range is in slots.
     pub(crate) fn host_write_words(&self, cx: &mut MmuCx, gpa: Gpa, words: &[u64]) {
-        let mut locked = self.lock(cx, LockReason::Host);
         let places = (0_u64..).map(|number| Gpa::new(gpa.get() + number * 8));
-        locked.host_write(places.zip(words.iter().copied()));
+        self.lock(cx, LockReason::Host).host_write(places.zip(words).map(|(gpa, &word)| (gpa, u64::MAX, word)));
     }
 
     /// Host-side write of bytes, at any alignment. The range is in slots.
     pub(crate) fn host_write_bytes(&self, cx: &mut MmuCx, gpa: Gpa, bytes: &[u8]) {
-        let mut locked = self.lock(cx, LockReason::Host);
         let start = gpa.get();
         let end = start + bytes.len() as u64;
         let words = (start & !7..end).step_by(8).map(|at| {
-            let mut word = self.memory.load(Gpa::new(at), 8).unwrap_or(0).to_le_bytes();
-            for (offset, byte) in (at..).zip(&mut word) {
-                if (start..end).contains(&offset) {
-                    *byte = bytes[(offset - start) as usize];
-                }
+            let (mut mask, mut word) = ([0; 8], [0; 8]);
+            for place in at.max(start)..end.min(at + 8) {
+                mask[(place - at) as usize] = 0xff;
+                word[(place - at) as usize] = bytes[(place - start) as usize];
             }
-            (Gpa::new(at), u64::from_le_bytes(word))
+            (Gpa::new(at), u64::from_le_bytes(mask), u64::from_le_bytes(word))
         });
-        locked.host_write(words);
+        self.lock(cx, LockReason::Host).host_write(words);
     }
 }
 
@@ -120,14 +117,15 @@ impl MmuLocked<'_> {
         present
     }
 
-    fn host_write(&mut self, words: impl Iterator<Item = (Gpa, u64)>) {
+    /// Writes the bits of each mask; the guest's stores to the other bytes of the word are not lost.
+    fn host_write(&mut self, words: impl Iterator<Item = (Gpa, u64, u64)>) {
         let untracked = [Mutant::HostWriteUntracked, Mutant::ChildReuseIgnoresGfn, Mutant::ChildReuseIgnoresRole];
         let tracked = !untracked.into_iter().any(|mutant| self.shared.mutated(mutant));
         let mut flush = false;
-        for (gpa, new) in words {
+        for (gpa, mask, value) in words {
             let Some(word) = self.shared.memory.word(gpa) else { continue };
-            // ORDERING(guest-tso): the host's writes are stores like the guest's.
-            if word.swap(new, Ordering::AcqRel) != new && tracked {
+            let (old, new) = memory::merge(word, mask, value);
+            if old != new && tracked {
                 for sp in self.state.pages.valid_indirect(gpa.gfn()) {
                     flush |= self.zap_spte(SpteRef::new(sp, (gpa.offset() >> 3) as usize));
                 }

@@ -38,7 +38,7 @@ impl MmuLocked<'_> {
         }
         self.state.pages.retire(sp);
         self.state.pages.page_mut(sp).role = role.invalidated();
-        self.shared.arena.header(sp).set_identity(gfn, role.invalidated());
+        self.shared.arena.header(sp).set_role(role.invalidated());
         let pinned = self.state.pages.page(sp).root_count > 0;
         if was_valid && pinned && !self.shared.mutated(Mutant::ObsoleteUnannounced) {
             // The role first, then the request that makes vCPUs look at it (D.3, E151).

@@ -6,7 +6,7 @@ mod permission;
 mod reserved;
 mod walk;
 
-pub use self::{
+pub(crate) use self::{
     permission::PermissionRules,
     reserved::ReservedBits,
     walk::{GuestWalk, TableMemory, WalkContext, walk},
@@ -15,23 +15,19 @@ pub use self::{
 use crate::access::Access;
 
 /// Entry bit 0: present.
-pub const PTE_PRESENT: u64 = 1;
-/// Entry bit 1: writable.
-pub const PTE_WRITABLE: u64 = 1 << 1;
-/// Entry bit 2: user.
-pub const PTE_USER: u64 = 1 << 2;
+pub(crate) const PTE_PRESENT: u64 = 1;
 /// Entry bit 5: accessed.
-pub const PTE_ACCESSED: u64 = 1 << 5;
+pub(crate) const PTE_ACCESSED: u64 = 1 << 5;
 /// Entry bit 6: dirty.
-pub const PTE_DIRTY: u64 = 1 << 6;
+pub(crate) const PTE_DIRTY: u64 = 1 << 6;
 /// Entry bit 7 above level 1: a large leaf.
-pub const PTE_LARGE: u64 = 1 << 7;
+pub(crate) const PTE_LARGE: u64 = 1 << 7;
 /// Entry bit 63: no execute.
-pub const PTE_NX: u64 = 1 << 63;
+pub(crate) const PTE_NX: u64 = 1 << 63;
 
 /// The rights that one guest entry gives, without those of its ancestors.
 #[inline]
-pub const fn entry_access(pte: u64) -> Access {
+pub(crate) const fn entry_access(pte: u64) -> Access {
     // NX counts inverted, so that rights accumulate by AND (B.2 step 3).
     let exec = (pte >> 63 & 1) ^ 1;
     let write = pte >> 1 & 1;
@@ -47,6 +43,6 @@ mod tests {
     fn b2_entry_access_inverts_nx() {
         assert_eq!(entry_access(PTE_PRESENT), Access::EXEC);
         assert_eq!(entry_access(PTE_PRESENT | PTE_NX), Access::empty());
-        assert_eq!(entry_access(PTE_WRITABLE | PTE_USER), Access::all());
+        assert_eq!(entry_access(0b110), Access::all());
     }
 }

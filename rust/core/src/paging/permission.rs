@@ -8,7 +8,7 @@ use crate::{
 /// The register bits that decide permissions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "each is one register bit")]
-pub struct PermissionRules {
+pub(crate) struct PermissionRules {
     wp: bool,
     nx: bool,
     smep: bool,
@@ -17,7 +17,7 @@ pub struct PermissionRules {
 
 impl PermissionRules {
     /// The rules that the guest's registers set for the guest's own tables.
-    pub const fn guest(regs: &ControlRegs) -> Self {
+    pub(crate) const fn guest(regs: &ControlRegs) -> Self {
         Self {
             wp: regs.cr0 & CR0_WP != 0,
             nx: regs.efer & EFER_NXE != 0,
@@ -28,28 +28,28 @@ impl PermissionRules {
 
     /// The rules under which the hardware walks shadow tables for that guest: WP and NX are always on there.
     #[must_use]
-    pub const fn shadow(self) -> Self {
+    pub(crate) const fn shadow(self) -> Self {
         Self { wp: true, nx: true, ..self }
     }
 
     /// Whether fetches are told apart in error codes (EFER.NX or CR4.SMEP).
-    pub const fn reports_fetch(self) -> bool {
+    pub(crate) const fn reports_fetch(self) -> bool {
         self.nx || self.smep
     }
 
     /// Whether CR0.WP is set.
-    pub const fn write_protects_supervisor(self) -> bool {
+    pub(crate) const fn write_protects_supervisor(self) -> bool {
         self.wp
     }
 
     /// Whether CR4.SMEP is set.
-    pub const fn smep(self) -> bool {
+    pub(crate) const fn smep(self) -> bool {
         self.smep
     }
 
     /// Whether a translation with these accumulated rights permits the access.
     #[inline]
-    pub const fn permits(self, access: Access, kind: AccessKind, flags: AccessFlags) -> bool {
+    pub(crate) const fn permits(self, access: Access, kind: AccessKind, flags: AccessFlags) -> bool {
         let user_page = access.contains(Access::USER);
         let user = flags.is_user();
         if user && !user_page {

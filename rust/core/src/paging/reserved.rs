@@ -5,7 +5,7 @@ use crate::addr::Level;
 
 /// Reserved-bit masks for one setting of MAXPHYADDR and EFER.NX, indexed by level and by bit 7.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ReservedBits {
+pub(crate) struct ReservedBits {
     masks: [[u64; 2]; 6],
 }
 
@@ -16,7 +16,7 @@ const fn bits(high: u32, low: u32) -> u64 {
 
 impl ReservedBits {
     /// The masks of 64-bit entries (4- and 5-level paging, 1 GiB pages supported).
-    pub const fn long_mode(maxphyaddr: u8, nx: bool) -> Self {
+    pub(crate) const fn long_mode(maxphyaddr: u8, nx: bool) -> Self {
         let high = bits(51, maxphyaddr as u32) | if nx { 0 } else { PTE_NX };
         let mut masks = [[high; 2]; 6];
         masks[2][1] = high | bits(20, 13);
@@ -28,7 +28,7 @@ impl ReservedBits {
 
     /// Whether `pte`, found at `level`, has a reserved bit set.
     #[inline]
-    pub const fn violates(&self, pte: u64, level: Level) -> bool {
+    pub(crate) const fn violates(&self, pte: u64, level: Level) -> bool {
         let large = (pte & PTE_LARGE != 0 && !level.is_last()) as usize;
         pte & self.masks[level.at()][large] != 0
     }

@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// Where guest tables live.
-pub trait TableMemory {
+pub(crate) trait TableMemory {
     /// Reads the entry at `gpa` (8-byte aligned) with Acquire; `None` where no memslot has it.
     fn read_entry(&self, gpa: Gpa) -> Option<u64>;
     /// Replaces the entry by compare-and-exchange; false if it no longer held `old`.
@@ -16,7 +16,7 @@ pub trait TableMemory {
 
 /// What decides a walk beside the tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct WalkContext {
+pub(crate) struct WalkContext {
     /// Level of the root table.
     pub root_level: Level,
     /// Reserved bits.
@@ -31,7 +31,7 @@ pub struct WalkContext {
 
 /// A finished walk. KVM: `struct guest_walker`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct GuestWalk {
+pub(crate) struct GuestWalk {
     /// Level of the leaf.
     pub leaf_level: Level,
     /// The frame reached, the in-page frame of a large leaf included.
@@ -49,7 +49,7 @@ pub struct GuestWalk {
 impl GuestWalk {
     /// Address of the entry that the walk used at `level`.
     #[inline]
-    pub fn entry_gpa(&self, level: Level, gva: Gva) -> Gpa {
+    pub(crate) fn entry_gpa(&self, level: Level, gva: Gva) -> Gpa {
         entry_gpa(self.table_gfn[level.at()], level, gva)
     }
 }
@@ -65,7 +65,7 @@ fn entry_gpa(table: Gfn, level: Level, gva: Gva) -> Gpa {
 ///
 /// # Errors
 /// The error code of the page fault to inject.
-pub fn walk(
+pub(crate) fn walk(
     memory: &impl TableMemory,
     context: &WalkContext,
     cr3: u64,
@@ -161,7 +161,7 @@ fn update_accessed_dirty(
         }
         level = level.down();
     }
-    // The first write must fault so that D can be set (E016-style laziness of step 9).
+    // The first write must fault so that D can be set (step 9).
     if walk.pte[level.at()] & PTE_DIRTY == 0 && !context.keep_write_when_clean {
         walk.access.remove(Access::WRITE);
     }

@@ -1,9 +1,12 @@
 //! Comparing what an operation came to with what was recorded.
 
 use super::ReplayReport;
-use crate::op::{Op, OpKind, Outcome, OutcomeRecord};
+use crate::{
+    mmu::Violation,
+    op::{Op, OpKind, Outcome, OutcomeRecord},
+};
 
-/// Mismatches kept in a report; all are counted.
+/// Mismatches and violations kept in a report; all are counted.
 const KEPT: usize = 100_000;
 
 /// An operation that did not come out as recorded.
@@ -46,6 +49,16 @@ impl Checker {
         }
     }
 
+    /// Takes note of an audit made before operation `at`, or at the end.
+    pub(super) fn audited(&mut self, at: Option<usize>, violations: Vec<Violation>) {
+        let report = &mut self.report;
+        report.audits += 1;
+        report.violation_count += violations.len() as u64;
+        let room = KEPT - report.violations.len().min(KEPT);
+        let at = at.map(|index| index as u64);
+        report.violations.extend(violations.into_iter().take(room).map(|violation| (at, violation)));
+    }
+
     /// Joins the reports of several threads.
     pub(super) fn join(checkers: impl IntoIterator<Item = Checker>) -> ReplayReport {
         let mut sum = ReplayReport::default();
@@ -57,12 +70,14 @@ impl Checker {
             sum.mismatch_count += report.mismatch_count;
             sum.mismatches.extend(report.mismatches);
             sum.violations.extend(report.violations);
+            sum.violation_count += report.violation_count;
             sum.audits += report.audits;
             sum.max_parallel = sum.max_parallel.max(report.max_parallel);
         }
         sum.mismatches.sort_by_key(|mismatch| mismatch.index);
         sum.mismatches.truncate(KEPT);
         sum.violations.sort_by_key(|(at, _)| at.unwrap_or(u64::MAX));
+        sum.violations.truncate(KEPT);
         sum
     }
 }

@@ -5,23 +5,22 @@ use std::time::Instant;
 use super::{Checker, Input, ReplayReport, misuse};
 use crate::{error::Result, run::STRIDE, vm::Cpu};
 
-pub(super) fn replay(input: &Input<'_>) -> Result<ReplayReport> {
+pub(super) fn replay(input: &Input<'_>, mut cpus: Vec<Cpu<'_>>) -> Result<ReplayReport> {
     let began = Instant::now();
     let mut checker = Checker::default();
     checker.report.max_parallel = 1;
     let mut index = 0;
     while index < input.ops.len() && !input.control.stopped() {
         if input.audit_due(index) {
-            let violations = input.vm.audit()?;
-            checker.report.violations.extend(violations.into_iter().map(|v| (Some(index as u64), v)));
-            checker.report.audits += 1;
+            checker.audited(Some(index), input.vm.audit_with(&cpus));
         }
         let end = stretch_end(input, index);
-        replay_stretch(input, index, end, &mut checker)?;
+        replay_stretch(input, index, end, &mut cpus, &mut checker)?;
         input.control.advance((end - index) as u64);
         index = end;
     }
     checker.report.seconds = began.elapsed().as_secs_f64();
+    checker.audited(None, input.vm.audit_with(&cpus));
     Ok(checker.report)
 }
 
@@ -31,9 +30,13 @@ fn stretch_end(input: &Input<'_>, start: usize) -> usize {
     (start + 1..limit).find(|&index| input.audit_due(index)).unwrap_or(limit)
 }
 
-fn replay_stretch(input: &Input<'_>, start: usize, end: usize, checker: &mut Checker) -> Result<()> {
-    let mut cpus: Vec<Cpu<'_>> =
-        (0..input.vm.config().vcpus).map(|index| input.vm.cpu(index)).collect::<Result<_>>()?;
+fn replay_stretch(
+    input: &Input<'_>,
+    start: usize,
+    end: usize,
+    cpus: &mut [Cpu<'_>],
+    checker: &mut Checker,
+) -> Result<()> {
     for (index, op) in input.ops.iter().enumerate().take(end).skip(start) {
         let kind = op.kind().map_err(|error| misuse(op, index, error))?;
         let outcome = cpus[usize::from(op.vcpu)].execute(op, input.pages).map_err(|error| misuse(op, index, error))?;

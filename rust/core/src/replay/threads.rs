@@ -5,13 +5,14 @@
 //! waiting vCPU is outside guest mode, so no remote flush waits for it. An audit stops everybody at one index, and each
 //! gives up its vCPU meanwhile.
 
-use std::{sync::Barrier, thread, time::Instant};
+use std::time::Instant;
 
 use super::{Checker, Input, ReplayReport, misuse};
 use crate::{
     error::Result,
-    run::{STRIDE, guarded, lost_thread, pin},
+    run::{STRIDE, pin},
     sync::{AtomicU32, AtomicU64, Backoff, Ordering},
+    team::together,
     vm::Cpu,
 };
 
@@ -20,11 +21,16 @@ use crate::{
 #[repr(align(128))]
 struct Progress(AtomicU64);
 
+/// How many operations are under way, on a line of its own.
+#[derive(Debug)]
+#[repr(align(128))]
+struct UnderWay(AtomicU32);
+
 /// What orders the threads.
 struct Gates {
     next: Box<[Progress]>,
-    audits_done: AtomicU64,
-    under_way: AtomicU32,
+    audits_done: Progress,
+    under_way: UnderWay,
     /// For each operation: one more than the index of the last writer before it, 0 if there is none.
     writer_before: Vec<u32>,
     /// For each operation: audits due up to it, its own included.
@@ -47,8 +53,8 @@ impl Gates {
         }
         Self {
             next: (0..input.vm.config().vcpus).map(|_| Progress(AtomicU64::new(0))).collect(),
-            audits_done: AtomicU64::new(0),
-            under_way: AtomicU32::new(0),
+            audits_done: Progress(AtomicU64::new(0)),
+            under_way: UnderWay(AtomicU32::new(0)),
             writer_before,
             audits_due,
         }
@@ -66,44 +72,59 @@ impl Gates {
     }
 }
 
-pub(super) fn replay(input: &Input<'_>) -> Result<ReplayReport> {
-    let count = input.vm.config().vcpus;
+pub(super) fn replay(input: &Input<'_>, cpus: Vec<Cpu<'_>>) -> Result<ReplayReport> {
     let gates = Gates::new(input);
-    let mut own = vec![Vec::new(); count];
+    let mut own = vec![Vec::new(); cpus.len()];
     for (index, op) in input.ops.iter().enumerate() {
         own[usize::from(op.vcpu)].push(index);
     }
     for (vcpu, indices) in own.iter().enumerate() {
         gates.publish(vcpu, indices.first().map_or(u64::MAX, |&index| index as u64));
     }
-    let barrier = Barrier::new(count);
-    let results = thread::scope(|scope| {
-        let threads: Vec<_> = own
-            .iter()
-            .enumerate()
-            .map(|(vcpu, indices)| {
-                let (gates, barrier) = (&gates, &barrier);
-                scope.spawn(move || {
-                    pin(vcpu);
-                    barrier.wait();
-                    let began = Instant::now();
-                    let result = guarded(vcpu, input.control, || Runner::new(input, gates, vcpu).run(indices));
-                    // Whatever came of it: nobody waits for this vCPU any more.
-                    gates.publish(vcpu, u64::MAX);
-                    if result.is_err() {
-                        input.control.stop();
-                    }
-                    result.map(|checker| (checker, began, Instant::now()))
-                })
-            })
-            .collect();
-        threads.into_iter().map(|thread| thread.join().unwrap_or_else(lost_thread)).collect::<Result<Vec<_>>>()
-    })?;
+    let bodies = cpus.into_iter().zip(&own).enumerate().map(|(vcpu, (cpu, indices))| {
+        let gates = &gates;
+        move || {
+            pin(vcpu);
+            let began = Instant::now();
+            let guard = Leaving { gates, vcpu, input };
+            let result = Runner::new(input, gates, vcpu, cpu).run(indices);
+            if result.is_ok() {
+                guard.done();
+            }
+            result.map(|checker| (checker, began, Instant::now()))
+        }
+    });
+    let results = together(bodies.collect(), input.control)?.into_iter().collect::<Result<Vec<_>>>()?;
     let began = results.iter().map(|&(_, began, _)| began).min();
     let ended = results.iter().map(|&(_, _, ended)| ended).max();
-    let mut report = Checker::join(results.into_iter().map(|(checker, _, _)| checker));
+    let mut checkers: Vec<Checker> = results.into_iter().map(|(checker, _, _)| checker).collect();
+    if let Some(checker) = checkers.last_mut() {
+        checker.audited(None, input.vm.audit_blocking());
+    }
+    let mut report = Checker::join(checkers);
     report.seconds = began.zip(ended).map_or(0.0, |(began, ended)| (ended - began).as_secs_f64());
     Ok(report)
+}
+
+/// However a thread ends, nobody waits for its vCPU any more; unless it ended well, everybody stops first.
+struct Leaving<'a> {
+    gates: &'a Gates,
+    vcpu: usize,
+    input: &'a Input<'a>,
+}
+
+impl Leaving<'_> {
+    fn done(self) {
+        self.gates.publish(self.vcpu, u64::MAX);
+        core::mem::forget(self);
+    }
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.input.control.stop();
+        self.gates.publish(self.vcpu, u64::MAX);
+    }
 }
 
 /// One vCPU's thread.
@@ -116,8 +137,8 @@ struct Runner<'a> {
 }
 
 impl<'a> Runner<'a> {
-    fn new(input: &'a Input<'a>, gates: &'a Gates, vcpu: usize) -> Self {
-        Self { input, gates, vcpu, cpu: None, checker: Checker::default() }
+    fn new(input: &'a Input<'a>, gates: &'a Gates, vcpu: usize, cpu: Cpu<'a>) -> Self {
+        Self { input, gates, vcpu, cpu: Some(cpu), checker: Checker::default() }
     }
 
     fn run(mut self, indices: &[usize]) -> Result<Checker> {
@@ -146,10 +167,10 @@ impl<'a> Runner<'a> {
             empty => empty.insert(self.input.vm.cpu_blocking(self.vcpu)),
         };
         // ORDERING(replay-gate): a figure for the report.
-        let under_way = self.gates.under_way.fetch_add(1, Ordering::Relaxed) + 1;
+        let under_way = self.gates.under_way.0.fetch_add(1, Ordering::Relaxed) + 1;
         let outcome = cpu.execute(op, self.input.pages);
         // ORDERING(replay-gate): as above.
-        self.gates.under_way.fetch_sub(1, Ordering::Relaxed);
+        self.gates.under_way.0.fetch_sub(1, Ordering::Relaxed);
         self.checker.report.max_parallel = self.checker.report.max_parallel.max(under_way);
         self.checker.note(index, op, kind, outcome.map_err(|error| misuse(op, index, error))?, self.input.check);
         Ok(())
@@ -158,17 +179,18 @@ impl<'a> Runner<'a> {
     /// Waits until operation `index` may start; false if a stop was asked for.
     fn wait_for_turn(&mut self, index: usize) -> bool {
         let due = u64::from(self.gates.audits_due[index]);
+        if self.gates.audits_done() < due {
+            // An audit comes first, this one's or an earlier one of another vCPU: give up the vCPU, so that it can be
+            // looked at. Whoever waits here must not keep it, or two audits due one after the other wait for each other.
+            self.cpu = None;
+        }
         if self.input.audit_due(index) {
             if !self.wait_until(|gates| gates.others_are_past(self.vcpu, index)) {
                 return false;
             }
             self.audit(index, due);
-        } else if self.audits_done() < due {
-            // Somebody else's audit: give up the vCPU, so that it can be looked at.
-            self.cpu = None;
-            if !self.wait_until(|gates| gates.audits_done() >= due) {
-                return false;
-            }
+        } else if !self.wait_until(|gates| gates.audits_done() >= due) {
+            return false;
         }
         let writer = self.gates.writer_before[index] as usize;
         if writer > 0 {
@@ -182,16 +204,9 @@ impl<'a> Runner<'a> {
     }
 
     fn audit(&mut self, index: usize, number: u64) {
-        self.cpu = None;
-        let violations = self.input.vm.audit_blocking();
-        self.checker.report.violations.extend(violations.into_iter().map(|v| (Some(index as u64), v)));
-        self.checker.report.audits += 1;
+        self.checker.audited(Some(index), self.input.vm.audit_blocking());
         // ORDERING(replay-gate): who goes on after the audit comes after what it read.
-        self.gates.audits_done.store(number, Ordering::Release);
-    }
-
-    fn audits_done(&self) -> u64 {
-        self.gates.audits_done()
+        self.gates.audits_done.0.store(number, Ordering::Release);
     }
 
     /// Spins, then yields, until `ready`; false if a stop was asked for.
@@ -210,7 +225,7 @@ impl<'a> Runner<'a> {
 impl Gates {
     fn audits_done(&self) -> u64 {
         // ORDERING(replay-gate): pairs with the store after an audit.
-        self.audits_done.load(Ordering::Acquire)
+        self.audits_done.0.load(Ordering::Acquire)
     }
 
     /// Whether every other vCPU has done what was recorded before `index`.

@@ -9,7 +9,7 @@ use shadow_mmu_sys::mem;
 
 use super::publish::SyncState;
 use crate::{
-    addr::{ENTRIES, Gfn, SpId},
+    addr::{ENTRIES, SpId},
     error::{Error, Result},
     role::PageRole,
     sync::{AtomicU32, AtomicU64, Ordering},
@@ -23,9 +23,8 @@ const CHUNKS: usize = 4096;
 /// What is read without the lock beside the SPTEs. Fields that other vCPUs write stand on a line of their own.
 #[derive(Debug)]
 #[repr(C, align(128))]
-pub struct SpHeader {
+pub(crate) struct SpHeader {
     role: AtomicU32,
-    gfn: AtomicU64,
     shared: SharedLine,
 }
 
@@ -38,44 +37,31 @@ struct SharedLine {
 
 impl SpHeader {
     fn new() -> Self {
-        Self {
-            role: AtomicU32::new(0),
-            gfn: AtomicU64::new(0),
-            shared: SharedLine { sync: SyncState::default(), flooding: AtomicU32::new(0) },
-        }
+        Self { role: AtomicU32::new(0), shared: SharedLine { sync: SyncState::default(), flooding: AtomicU32::new(0) } }
     }
 
     /// The role word; it changes (to invalid) only under the lock.
     #[inline]
-    pub fn role(&self) -> PageRole {
+    pub(crate) fn role(&self) -> PageRole {
         // ORDERING(obsolete-root): the request bit that follows an invalid role carries it (D.3).
         PageRole::from_word(self.role.load(Ordering::Acquire))
     }
 
-    /// The gfn shadowed, or the first gfn mapped.
-    #[inline]
-    pub fn gfn(&self) -> Gfn {
-        // ORDERING(obsolete-root): constant while the page is in use.
-        Gfn::new(self.gfn.load(Ordering::Relaxed))
-    }
-
-    /// Sets both when a page is allocated, or the role when it is zapped.
-    pub(crate) fn set_identity(&self, gfn: Gfn, role: PageRole) {
-        // ORDERING(obsolete-root): published by the SPTE or root that leads here.
-        self.gfn.store(gfn.get(), Ordering::Relaxed);
-        // ORDERING(obsolete-root): Release, so that who sees the role sees the gfn.
+    /// Sets the role, when a page is allocated and when it is zapped.
+    pub(crate) fn set_role(&self, role: PageRole) {
+        // ORDERING(obsolete-root): before the request that makes vCPUs look at it.
         self.role.store(role.word(), Ordering::Release);
     }
 
     /// The unsync flag and the count of unsync children.
     #[inline]
-    pub fn sync_state(&self) -> &SyncState {
+    pub(crate) fn sync_state(&self) -> &SyncState {
         &self.shared.sync
     }
 
     /// Emulated writes since the page was last used.
     #[inline]
-    pub fn flooding(&self) -> u32 {
+    pub(crate) fn flooding(&self) -> u32 {
         // ORDERING(flooding): a heuristic counter.
         self.shared.flooding.load(Ordering::Relaxed)
     }
@@ -102,7 +88,7 @@ struct Chunk {
 }
 
 /// Every shadow page there can be, by number.
-pub struct ShadowArena {
+pub(crate) struct ShadowArena {
     chunks: Box<[OnceLock<Chunk>]>,
 }
 
@@ -121,9 +107,9 @@ impl Default for ShadowArena {
 
 impl ShadowArena {
     /// Most shadow pages.
-    pub const LIMIT: u32 = (CHUNK * CHUNKS) as u32;
+    pub(crate) const LIMIT: u32 = (CHUNK * CHUNKS) as u32;
     /// Bytes of one page's SPTEs and header.
-    pub const BYTES_PER_PAGE: u64 = (ENTRIES * 8 + size_of::<SpHeader>()) as u64;
+    pub(crate) const BYTES_PER_PAGE: u64 = (ENTRIES * 8 + size_of::<SpHeader>()) as u64;
 
     /// Makes sure that page `id` has memory.
     ///
@@ -149,13 +135,13 @@ impl ShadowArena {
 
     /// The fields of a page that may be read without the lock.
     #[inline]
-    pub fn header(&self, id: SpId) -> &SpHeader {
+    pub(crate) fn header(&self, id: SpId) -> &SpHeader {
         &self.chunk(id).headers[id.at() % CHUNK]
     }
 
     /// The page's 512 entries.
     #[inline]
-    pub fn sptes(&self, id: SpId) -> &[AtomicU64; ENTRIES] {
+    pub(crate) fn sptes(&self, id: SpId) -> &[AtomicU64; ENTRIES] {
         &self.chunk(id).sptes.as_chunks::<ENTRIES>().0[id.at() % CHUNK]
     }
 }

@@ -12,11 +12,11 @@ use crate::{
 
 /// Which children of a page are, or lead to, unsync pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Bitmap512([u64; 8]);
+pub(crate) struct Bitmap512([u64; 8]);
 
 impl Bitmap512 {
     /// Sets a bit; whether it was clear.
-    pub fn set(&mut self, index: usize) -> bool {
+    pub(crate) fn set(&mut self, index: usize) -> bool {
         let word = &mut self.0[index / 64];
         let was = *word;
         *word |= 1 << (index % 64);
@@ -24,7 +24,7 @@ impl Bitmap512 {
     }
 
     /// Clears a bit; whether it was set.
-    pub fn clear(&mut self, index: usize) -> bool {
+    pub(crate) fn clear(&mut self, index: usize) -> bool {
         let word = &mut self.0[index / 64];
         let was = *word;
         *word &= !(1 << (index % 64));
@@ -32,12 +32,12 @@ impl Bitmap512 {
     }
 
     /// Whether the bit is set.
-    pub const fn contains(&self, index: usize) -> bool {
+    pub(crate) const fn contains(&self, index: usize) -> bool {
         self.0[index / 64] >> (index % 64) & 1 != 0
     }
 
     /// The first set bit at or after `from`.
-    pub fn next(&self, from: usize) -> Option<usize> {
+    pub(crate) fn next(&self, from: usize) -> Option<usize> {
         let mut at = from;
         while at < ENTRIES {
             let word = self.0[at / 64] >> (at % 64);
@@ -50,19 +50,19 @@ impl Bitmap512 {
     }
 
     /// Number of set bits.
-    pub fn count(&self) -> u32 {
+    pub(crate) fn count(&self) -> u32 {
         self.0.iter().map(|word| word.count_ones()).sum()
     }
 
     /// The eight words.
-    pub const fn words(&self) -> &[u64; 8] {
+    pub(crate) const fn words(&self) -> &[u64; 8] {
         &self.0
     }
 }
 
 /// Where a shadow page stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Life {
+pub(crate) enum Life {
     /// The number is not in use.
     Free,
     /// In use and found by lookups.
@@ -75,7 +75,7 @@ pub enum Life {
 
 /// The locked half of a shadow page.
 #[derive(Debug)]
-pub struct SpLocked {
+pub(crate) struct SpLocked {
     /// Where it stands.
     pub life: Life,
     /// Gfn of the guest table, or first gfn mapped.
@@ -118,7 +118,7 @@ impl SpLocked {
 
     /// Records what leaf `index` maps. For a direct page both follow from gfn and role.
     #[inline]
-    pub fn record(&mut self, index: usize, gfn: Gfn, access: Access) {
+    pub(crate) fn record(&mut self, index: usize, gfn: Gfn, access: Access) {
         if !self.role.is_direct() {
             self.recorded.get_or_insert_with(|| Box::new([0; ENTRIES]))[index] =
                 gfn.gpa().get() | u64::from(access.bits());
@@ -126,13 +126,13 @@ impl SpLocked {
     }
 
     /// Whether translations are recorded, which costs a page of memory.
-    pub const fn has_recorded(&self) -> bool {
+    pub(crate) const fn has_recorded(&self) -> bool {
         self.recorded.is_some()
     }
 
     /// The gfn that leaf `index` maps.
     #[inline]
-    pub fn entry_gfn(&self, index: usize) -> Gfn {
+    pub(crate) fn entry_gfn(&self, index: usize) -> Gfn {
         match &self.recorded {
             Some(recorded) if !self.role.is_direct() => Gfn::new(recorded[index] >> 12),
             _ => Gfn::new(self.gfn.get() + index as u64 * self.role.level().frames_per_entry()),
@@ -141,7 +141,7 @@ impl SpLocked {
 
     /// The rights that leaf `index` was made with.
     #[inline]
-    pub fn entry_access(&self, index: usize) -> Access {
+    pub(crate) fn entry_access(&self, index: usize) -> Access {
         match &self.recorded {
             Some(recorded) if !self.role.is_direct() => Access::from_bits_truncate(recorded[index] as u8),
             _ => self.role.access(),

@@ -36,7 +36,7 @@ use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 /// The orders of the protocol, with the right ones as defaults: a twin in a test overrides one and must fail.
 ///
 /// [`KvmOrder`] is the only implementation outside tests.
-pub trait PublishOrder {
+pub(crate) trait PublishOrder {
     /// The store of an SPTE that gives rights.
     const STORE_SPTE: Ordering = Ordering::Release;
     /// The load of an SPTE by the hardware walk.
@@ -51,7 +51,7 @@ pub trait PublishOrder {
 
 /// What KVM's barriers and x86's own order come to in the language's model.
 #[derive(Clone, Copy, Debug)]
-pub enum KvmOrder {}
+pub(crate) enum KvmOrder {}
 
 impl PublishOrder for KvmOrder {}
 
@@ -68,7 +68,7 @@ pub(crate) fn barrier<O: PublishOrder>() {
 ///
 /// They change under the `mmu_lock` only, held exclusively, so a change is a load and a store.
 #[derive(Debug)]
-pub struct SyncState<O = KvmOrder> {
+pub(crate) struct SyncState<O = KvmOrder> {
     unsync: AtomicBool,
     unsync_children: AtomicU32,
     order: PhantomData<O>,
@@ -76,18 +76,18 @@ pub struct SyncState<O = KvmOrder> {
 
 impl<O: PublishOrder> SyncState<O> {
     /// Both marks clear.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { unsync: AtomicBool::new(false), unsync_children: AtomicU32::new(0), order: PhantomData }
     }
 
     /// Marks this page unsync. The marks of the parents and then [`publish_writable`] follow.
-    pub fn mark_unsync(&self) {
+    pub(crate) fn mark_unsync(&self) {
         // ORDERING(publish-spte): Relaxed: the Release store of the SPTE carries the mark.
         self.unsync.store(true, Ordering::Relaxed);
     }
 
     /// Counts one more unsync child entry; returns the count before.
-    pub fn add_unsync_child(&self) -> u32 {
+    pub(crate) fn add_unsync_child(&self) -> u32 {
         let before = self.children_locked();
         // ORDERING(publish-spte): Relaxed, as `mark_unsync`.
         self.unsync_children.store(before + 1, Ordering::Relaxed);
@@ -95,13 +95,13 @@ impl<O: PublishOrder> SyncState<O> {
     }
 
     /// Takes the unsync mark away: lock held.
-    pub fn clear_unsync(&self) {
+    pub(crate) fn clear_unsync(&self) {
         // ORDERING(clean-root): the leaves stored before are seen by whoever sees this.
         self.unsync.store(false, O::CLEAR_CHILDREN);
     }
 
     /// Counts one unsync child entry less; returns the count now. What the sync stored must come before.
-    pub fn sub_unsync_child(&self) -> u32 {
+    pub(crate) fn sub_unsync_child(&self) -> u32 {
         let now = self.children_locked() - 1;
         // ORDERING(clean-root): a flush that sees the root clean also sees the leaves that the sync stored.
         self.unsync_children.store(now, O::CLEAR_CHILDREN);
@@ -110,7 +110,7 @@ impl<O: PublishOrder> SyncState<O> {
 
     /// The lock-free test of a root: true if a sync is due (KVM's `is_unsync_root`).
     #[inline]
-    pub fn observe(&self) -> bool {
+    pub(crate) fn observe(&self) -> bool {
         // ORDERING(observe-root): Acquire: seeing the root clean, the next walk sees the synced leaves.
         let unsync = self.unsync.load(O::OBSERVE);
         // ORDERING(observe-root): as above; for a 4- or 5-level root this is the word that counts.
@@ -118,13 +118,13 @@ impl<O: PublishOrder> SyncState<O> {
     }
 
     /// The unsync mark, lock held.
-    pub fn is_unsync_locked(&self) -> bool {
+    pub(crate) fn is_unsync_locked(&self) -> bool {
         // ORDERING(publish-spte): Relaxed: all writers hold the lock that the caller holds.
         self.unsync.load(Ordering::Relaxed)
     }
 
     /// The number of unsync child entries, lock held.
-    pub fn children_locked(&self) -> u32 {
+    pub(crate) fn children_locked(&self) -> u32 {
         // ORDERING(publish-spte): Relaxed: all writers hold the lock that the caller holds.
         self.unsync_children.load(Ordering::Relaxed)
     }
@@ -143,7 +143,7 @@ impl<O: PublishOrder> Default for SyncState<O> {
 /// Born where the marking is done (`try_to_unsync`), under the lock, whose guard `'l` is; it does not outlive it.
 #[must_use = "a permit is there to publish a writable entry"]
 #[derive(Debug)]
-pub struct WritePermit<'l>(PhantomData<&'l ()>);
+pub(crate) struct WritePermit<'l>(PhantomData<&'l ()>);
 
 impl WritePermit<'_> {
     /// For the code that marks, and for no other.
@@ -156,7 +156,7 @@ const PRESENT_WRITABLE: u64 = 0b11;
 
 /// Stores a leaf entry that may be written through. The permit shows that the marks come before.
 #[inline]
-pub fn publish_writable(slot: &AtomicU64, spte: u64, permit: &WritePermit<'_>) {
+pub(crate) fn publish_writable(slot: &AtomicU64, spte: u64, permit: &WritePermit<'_>) {
     publish_writable_as::<KvmOrder>(slot, spte, permit);
 }
 
@@ -167,7 +167,7 @@ pub(crate) fn publish_writable_as<O: PublishOrder>(slot: &AtomicU64, spte: u64, 
 
 /// Stores a leaf entry without write permission where none or a narrower one was.
 #[inline]
-pub fn publish_read_only(slot: &AtomicU64, spte: u64) {
+pub(crate) fn publish_read_only(slot: &AtomicU64, spte: u64) {
     debug_assert_ne!(
         spte & PRESENT_WRITABLE,
         PRESENT_WRITABLE,
@@ -179,7 +179,7 @@ pub fn publish_read_only(slot: &AtomicU64, spte: u64) {
 
 /// Stores a link to a lower shadow page, whose entries are in place; an unsync one was marked before (D.3).
 #[inline]
-pub fn publish_table(slot: &AtomicU64, spte: u64) {
+pub(crate) fn publish_table(slot: &AtomicU64, spte: u64) {
     publish_table_as::<KvmOrder>(slot, spte);
 }
 
@@ -190,7 +190,7 @@ pub(crate) fn publish_table_as<O: PublishOrder>(slot: &AtomicU64, spte: u64) {
 
 /// Stores an entry that gives fewer rights than the one there, or none. A remote flush makes it count.
 #[inline]
-pub fn withdraw(slot: &AtomicU64, spte: u64) {
+pub(crate) fn withdraw(slot: &AtomicU64, spte: u64) {
     debug_assert_ne!(spte & PRESENT_WRITABLE, PRESENT_WRITABLE, "{spte:#x} is writable: nothing is withdrawn");
     // ORDERING(kick-mode): Relaxed: the SeqCst fence of the remote flush orders it against guest accesses.
     slot.store(spte, Ordering::Relaxed);
@@ -198,7 +198,7 @@ pub fn withdraw(slot: &AtomicU64, spte: u64) {
 
 /// Loads an entry as the hardware walk and every walk without the lock do.
 #[inline]
-pub fn walk_load(slot: &AtomicU64) -> u64 {
+pub(crate) fn walk_load(slot: &AtomicU64) -> u64 {
     walk_load_as::<KvmOrder>(slot)
 }
 
@@ -210,7 +210,7 @@ pub(crate) fn walk_load_as<O: PublishOrder>(slot: &AtomicU64) -> u64 {
 
 /// Loads an entry with the lock held.
 #[inline]
-pub fn load_locked(slot: &AtomicU64) -> u64 {
+pub(crate) fn load_locked(slot: &AtomicU64) -> u64 {
     // ORDERING(publish-spte): Relaxed: only the A and D bits change without the lock, and they carry nothing.
     slot.load(Ordering::Relaxed)
 }
@@ -218,7 +218,7 @@ pub fn load_locked(slot: &AtomicU64) -> u64 {
 /// The hardware's setting of A and D: `Ok` with the new entry, or `Err` with the entry found, which is another than
 /// the one walked: a changed entry is never brought back.
 #[inline]
-pub fn set_accessed_dirty(slot: &AtomicU64, seen: u64, bits: u64) -> Result<u64, u64> {
+pub(crate) fn set_accessed_dirty(slot: &AtomicU64, seen: u64, bits: u64) -> Result<u64, u64> {
     let new = seen | bits;
     // ORDERING(walk-spte): AcqRel: as the walk's load, and it keeps the release sequence of the entry going.
     slot.compare_exchange(seen, new, Ordering::AcqRel, Ordering::Acquire).map(|_| new)
@@ -229,13 +229,13 @@ pub fn set_accessed_dirty(slot: &AtomicU64, seen: u64, bits: u64) -> Result<u64,
 /// Before an already-unsync page is synced to be linked: its new parents are marked, and the guest tables are read
 /// only now (D.3). Pairs with [`barrier_before_observe`].
 #[inline]
-pub fn barrier_after_mark() {
+pub(crate) fn barrier_after_mark() {
     barrier::<KvmOrder>();
 }
 
 /// In a flush, between the guest's stores and [`SyncState::observe`]: x86's CR3 write and INVLPG are such a barrier.
 #[inline]
-pub fn barrier_before_observe() {
+pub(crate) fn barrier_before_observe() {
     barrier::<KvmOrder>();
 }
 
@@ -244,19 +244,19 @@ pub fn barrier_before_observe() {
 /// Two sides, each storing first and then loading what the other stores: the shadower counts the page, then reads
 /// the guest table; the writer stores into it, then reads the count. One of them sees the other (D.3, first row).
 #[derive(Debug)]
-pub struct TrackHint<O = KvmOrder> {
+pub(crate) struct TrackHint<O = KvmOrder> {
     pages: AtomicU64,
     order: PhantomData<O>,
 }
 
 impl<O: PublishOrder> TrackHint<O> {
     /// Nothing is shadowed.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { pages: AtomicU64::new(0), order: PhantomData }
     }
 
     /// Counts one shadow page more, lock held; guest tables read after this are not older than the writes that missed it.
-    pub fn account(&self) {
+    pub(crate) fn account(&self) {
         let pages = self.count_locked() + 1;
         // ORDERING(track-hint): Relaxed and a SeqCst fence before the guest table is read.
         self.pages.store(pages, Ordering::Relaxed);
@@ -264,21 +264,21 @@ impl<O: PublishOrder> TrackHint<O> {
     }
 
     /// Counts one shadow page less, lock held.
-    pub fn unaccount(&self) {
+    pub(crate) fn unaccount(&self) {
         let pages = self.count_locked() - 1;
         // ORDERING(track-hint): Relaxed: a count that is too high for a moment costs one lock.
         self.pages.store(pages, Ordering::Relaxed);
     }
 
     /// The writer's test, after its store to guest memory: false if no shadow page needs to hear of it.
-    pub fn is_needed_after_store(&self) -> bool {
+    pub(crate) fn is_needed_after_store(&self) -> bool {
         barrier::<O>();
         // ORDERING(track-hint): Relaxed behind a SeqCst fence.
         self.pages.load(Ordering::Relaxed) != 0
     }
 
     /// The number of indirect shadow pages, lock held.
-    pub fn count_locked(&self) -> u64 {
+    pub(crate) fn count_locked(&self) -> u64 {
         // ORDERING(track-hint): Relaxed: all writers hold the lock.
         self.pages.load(Ordering::Relaxed)
     }

@@ -8,14 +8,14 @@ use crate::{
 };
 
 /// More mappings than this of one frame are recycled (E147).
-pub const RECYCLE: usize = 1000;
+pub(crate) const RECYCLE: usize = 1000;
 
 const ONE: u64 = 1;
 const MANY: u64 = 2;
 
 /// The reverse maps of all memslots.
 #[derive(Debug, Default)]
-pub struct Rmaps {
+pub(crate) struct Rmaps {
     slots: Vec<SlotRmaps>,
     lists: Vec<Vec<SpteRef>>,
     free_lists: Vec<usize>,
@@ -136,18 +136,9 @@ impl Rmaps {
         }
     }
 
-    /// The number of mappings of a frame.
-    pub fn len(&self, gfn: Gfn) -> usize {
-        match self.head_ref(gfn) {
-            Head::None => 0,
-            Head::One(_) => 1,
-            Head::Many(list) => self.lists[list].len(),
-        }
-    }
-
     /// Mapping number `at` of a frame, in list order.
     #[inline]
-    pub fn get(&self, gfn: Gfn, at: usize) -> Option<SpteRef> {
+    pub(crate) fn get(&self, gfn: Gfn, at: usize) -> Option<SpteRef> {
         match self.head_ref(gfn) {
             Head::One(spte) if at == 0 => Some(spte),
             Head::Many(list) => self.lists[list].get(at).copied(),
@@ -156,7 +147,7 @@ impl Rmaps {
     }
 
     /// All mappings of all frames, for the audit.
-    pub fn for_each(&self, mut each: impl FnMut(Gfn, SpteRef)) {
+    pub(crate) fn for_each(&self, mut each: impl FnMut(Gfn, SpteRef)) {
         for slot in &self.slots {
             for (frame, &word) in slot.heads.iter().enumerate().filter(|(_, word)| **word != 0) {
                 let gfn = Gfn::new(slot.base + frame as u64);
@@ -184,16 +175,14 @@ mod tests {
             assert_eq!(rmaps.add(gfn, spte(n)), n + 1);
         }
         rmaps.remove(gfn, spte(1));
-        let list = |rmaps: &Rmaps| {
-            (0..rmaps.len(gfn)).filter_map(|at| rmaps.get(gfn, at)).map(SpteRef::at).collect::<Vec<_>>()
-        };
+        let list = |rmaps: &Rmaps| (0..).map_while(|at| rmaps.get(gfn, at)).map(SpteRef::at).collect::<Vec<_>>();
         assert_eq!(list(&rmaps), [0, 4, 2, 3]);
         for n in [0, 4, 3] {
             rmaps.remove(gfn, spte(n));
         }
         assert_eq!(list(&rmaps), [2]);
         rmaps.remove(gfn, spte(2));
-        assert_eq!((rmaps.len(gfn), rmaps.get(gfn, 0)), (0, None));
+        assert_eq!(rmaps.get(gfn, 0), None);
         assert_eq!(rmaps.add(Gfn::new(0x99), spte(0)), 0, "no slot, no map");
     }
 }

@@ -13,7 +13,7 @@ use crate::{
 
 /// All shadow pages, by number and by gfn.
 #[derive(Debug, Default)]
-pub struct PageStore {
+pub(crate) struct PageStore {
     pages: Vec<SpLocked>,
     /// Active pages of each gfn, newest last.
     by_gfn: FxHashMap<u64, SmallVec<[SpId; 3]>>,
@@ -49,7 +49,7 @@ impl PageStore {
 
     /// The locked half of a page.
     #[inline]
-    pub fn page(&self, id: SpId) -> &SpLocked {
+    pub(crate) fn page(&self, id: SpId) -> &SpLocked {
         &self.pages[id.at()]
     }
 
@@ -61,7 +61,7 @@ impl PageStore {
 
     /// The valid pages of a gfn, newest first, as they are now.
     #[inline]
-    pub fn valid(&self, gfn: Gfn) -> SmallVec<[SpId; 3]> {
+    pub(crate) fn valid(&self, gfn: Gfn) -> SmallVec<[SpId; 3]> {
         match self.by_gfn.get(&gfn.get()) {
             Some(ids) => ids.iter().rev().copied().collect(),
             None => SmallVec::new(),
@@ -70,7 +70,7 @@ impl PageStore {
 
     /// The valid pages of a gfn that shadow a guest table, newest first.
     #[inline]
-    pub fn valid_indirect(&self, gfn: Gfn) -> SmallVec<[SpId; 3]> {
+    pub(crate) fn valid_indirect(&self, gfn: Gfn) -> SmallVec<[SpId; 3]> {
         match self.by_gfn.get(&gfn.get()) {
             Some(ids) => ids.iter().rev().copied().filter(|&id| !self.page(id).role.is_direct()).collect(),
             None => SmallVec::new(),
@@ -100,7 +100,7 @@ impl PageStore {
     }
 
     /// Whether a commit has anything to free.
-    pub fn has_zapped(&self) -> bool {
+    pub(crate) fn has_zapped(&self) -> bool {
         !self.zapped.is_empty()
     }
 
@@ -114,22 +114,27 @@ impl PageStore {
     }
 
     /// Pages that have a number: active, pinned invalid, or zapped and not yet freed.
-    pub const fn live(&self) -> u64 {
+    pub(crate) const fn live(&self) -> u64 {
         self.live
     }
 
     /// Most pages that were live at once.
-    pub const fn peak(&self) -> u64 {
+    pub(crate) const fn peak(&self) -> u64 {
         self.peak
     }
 
+    /// Numbers that keep an array of recorded translations, in use or not.
+    pub(crate) fn recorded(&self) -> u64 {
+        self.pages.iter().filter(|page| page.has_recorded()).count() as u64
+    }
+
     /// Pages in use by KVM's count (I7).
-    pub const fn used(&self) -> u64 {
+    pub(crate) const fn used(&self) -> u64 {
         self.used
     }
 
     /// The live pages in ascending order.
-    pub fn iter(&self) -> impl Iterator<Item = (SpId, &SpLocked)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (SpId, &SpLocked)> {
         self.pages
             .iter()
             .enumerate()
@@ -138,7 +143,7 @@ impl PageStore {
     }
 
     /// The pages that lookups of each gfn would see, for the audit.
-    pub fn buckets(&self) -> impl Iterator<Item = (Gfn, &[SpId])> {
+    pub(crate) fn buckets(&self) -> impl Iterator<Item = (Gfn, &[SpId])> {
         self.by_gfn.iter().map(|(&gfn, ids)| (Gfn::new(gfn), ids.as_slice()))
     }
 }

@@ -8,8 +8,9 @@ use crate::{
     access::{AccessFlags, AccessKind},
     addr::{Gpa, Gva, PAGE_SIZE, SpteRef},
     error::{Error, Result},
-    mmu::{PagingContext, Shared},
+    mmu::Shared,
     op::Outcome,
+    paging::PermissionRules,
     shadow::publish,
     spte::Spte,
     sync::yield_now,
@@ -54,33 +55,35 @@ impl Vcpu {
         if self.shut_down {
             return Ok(Outcome::TripleFault);
         }
-        let Some(paging) = self.cx.paging else {
+        // Only the two small parts that a hit needs: the whole context is 130 bytes.
+        let Some((rules, va_bits)) = self.cx.paging.as_ref().map(|paging| (paging.rules.shadow(), paging.va_bits))
+        else {
             return self.regs.require_paging().map(|_| Outcome::TripleFault);
         };
-        if !gva.is_canonical(paging.va_bits) {
+        if !gva.is_canonical(va_bits) {
             return Ok(Outcome::GeneralProtection);
         }
-        for tries in 0..MAX_TRIES {
+        let mut tries = 0;
+        while tries < MAX_TRIES {
             if self.prepare_entry(shared)? == Entry::ShutDown {
                 return Ok(Outcome::TripleFault);
             }
-            let mode = &shared.modes[self.index];
-            if !mode.enter() {
-                continue;
-            }
-            let inside = self.inside(shared, &paging, gva, kind, flags, action);
-            shared.modes[self.index].leave();
+            let Some(section) = shared.modes[self.index].section() else { continue };
+            let inside = self.inside(shared, rules, gva, kind, flags, action);
+            drop(section);
             match inside {
                 Inside::Done(outcome) => return Ok(outcome),
-                Inside::Fault { present } => {
-                    match self.handle_page_fault(shared, &paging, gva, kind, flags, present)? {
-                        Handled::Retry if tries >= PATIENCE => yield_now(),
-                        Handled::Retry => {}
-                        Handled::Emulate(gpa) => return Ok(self.emulate_write(shared, gpa, action)),
-                        Handled::Mmio(gpa) => return Ok(Outcome::Mmio(gpa)),
-                        Handled::Guest(fault) => return Ok(Outcome::PageFault { address: gva, code: fault.code }),
+                Inside::Fault { present } => match self.handle_page_fault(shared, gva, kind, flags, present)? {
+                    Handled::Retry => {
+                        tries += 1;
+                        if tries > PATIENCE {
+                            yield_now();
+                        }
                     }
-                }
+                    Handled::Emulate(gpa) => return Ok(self.emulate_write(shared, gpa, action)),
+                    Handled::Mmio(gpa) => return Ok(Outcome::Mmio(gpa)),
+                    Handled::Guest(fault) => return Ok(Outcome::PageFault { address: gva, code: fault.code }),
+                },
             }
         }
         Err(Error::NoProgress { gva, tries: MAX_TRIES })
@@ -91,13 +94,12 @@ impl Vcpu {
     fn inside(
         &mut self,
         shared: &Shared,
-        paging: &PagingContext,
+        rules: PermissionRules,
         gva: Gva,
         kind: AccessKind,
         flags: AccessFlags,
         action: Action,
     ) -> Inside {
-        let rules = paging.rules.shadow();
         if let Some(value) = self.tlb.lookup(gva.page()) {
             let spte = Spte::from_raw(value);
             if rules.permits(spte.access(), kind, flags) && spte.missing_ad(kind.is_write()) == 0 {

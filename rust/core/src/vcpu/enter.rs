@@ -40,11 +40,10 @@ impl Vcpu {
         self.prepare_entry_slowly(shared)
     }
 
-    #[cold]
     #[inline(never)]
     fn prepare_entry_slowly(&mut self, shared: &Shared) -> Result<Entry> {
         let stopwatch = Stopwatch::start(&self.cx.stats);
-        let before = core::mem::replace(&mut self.cx.took_lock, false);
+        self.cx.took_lock = false;
         let mut loaded = false;
         let mut result = Ok(Entry::Ready);
         while result == Ok(Entry::Ready) && !(self.pending(shared).is_empty() && self.root().is_valid()) {
@@ -56,7 +55,6 @@ impl Vcpu {
         }
         self.watch.entered(self.cx.took_lock, loaded, &stopwatch);
         self.watch.settle(&mut self.cx.stats);
-        self.cx.took_lock |= before;
         result
     }
 
@@ -104,7 +102,7 @@ impl Vcpu {
 
     /// Syncs the current root. Without the lock if its flags are clear, but for the policy that knew no such test.
     ///
-    /// KVM: `kvm_mmu_sync_roots` (E050). Audit hooks of upstream sat inside the lock only (E053), as ours do.
+    /// KVM: `kvm_mmu_sync_roots` (E050). An audit needs the lock, so none is made on the way that skips it (E053).
     pub(crate) fn sync_roots(&mut self, shared: &Shared) {
         let Some(root) = self.root().shadow_page() else { return };
         // The instruction that brought us here (MOV to CR3, CR4) serializes: the guest's stores to its tables come before

@@ -28,16 +28,20 @@ pub(crate) enum Handled {
 
 impl Vcpu {
     /// Handles a fault that the shadow tables gave. `present`: they had an entry that denied the access.
-    #[inline]
+    #[inline(never)]
     pub(crate) fn handle_page_fault(
         &mut self,
         shared: &Shared,
-        paging: &PagingContext,
         gva: Gva,
         kind: AccessKind,
         flags: AccessFlags,
         present: bool,
     ) -> Result<Handled> {
+        let Some(paging) = self.cx.paging else {
+            // An access without paging ends before it can fault.
+            return self.regs.require_paging().map(|_| Handled::Retry);
+        };
+        let paging = &paging;
         self.cx.stats.counters.pf_taken += 1;
         let context = WalkContext {
             root_level: paging.role.level(),
@@ -94,10 +98,7 @@ impl Vcpu {
     /// KVM: `shadow_page_table_clear_flood`. The walk is a bracketed section like a guest access, so that no page on the
     /// path is freed and used again meanwhile (D.3, E161); with a request pending it is left out, as it is only a hint.
     fn clear_flooding_on_path(&mut self, shared: &Shared, gva: Gva) {
-        let mode = &shared.modes[self.index];
-        if !mode.enter() {
-            return;
-        }
+        let Some(_section) = shared.modes[self.index].section() else { return };
         let mut next = self.root().shadow_page();
         while let Some(sp) = next {
             let header = shared.arena.header(sp);
@@ -105,7 +106,6 @@ impl Vcpu {
             let level = header.role().level();
             next = if level.is_last() { None } else { shared.spte(SpteRef::new(sp, level.index(gva))).child() };
         }
-        mode.leave();
     }
 }
 

@@ -99,9 +99,7 @@ impl Vcpu {
             if self.prepare_entry(shared)? == enter::Entry::ShutDown {
                 return Ok(Outcome::TripleFault);
             }
-            let mode = &shared.modes[self.index];
-            if mode.enter() {
-                mode.leave();
+            if shared.modes[self.index].section().is_some() {
                 return Ok(Outcome::Ok(0));
             }
         }

@@ -3,7 +3,9 @@
 //! KVM: `struct kvm_mmu { root, prev_roots[] }`, `cached_root_find_and_keep_current`,
 //! `cached_root_find_without_current` (A.5); for the seed `prev_root_hpa` and `prev_cr3` (A.1).
 
-use crate::addr::Hpa;
+use smallvec::{SmallVec, smallvec};
+
+use crate::{addr::Hpa, config::MAX_PREV_ROOTS};
 
 /// A root and the CR3 value that it was loaded for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,8 +28,9 @@ impl RootInfo {
 pub struct RootCache {
     /// The root in use.
     pub current: RootInfo,
-    /// Previous roots, the most recent first.
-    pub previous: Box<[RootInfo]>,
+    /// Previous roots, the most recent first. In place, not on the heap: allocations of two vCPUs can share a line, and
+    /// every switch stores here.
+    pub previous: SmallVec<[RootInfo; MAX_PREV_ROOTS as usize]>,
 }
 
 /// Which roots to free. KVM: `KVM_MMU_ROOT_CURRENT`, `KVM_MMU_ROOT_PREVIOUS(i)`, `KVM_MMU_ROOTS_ALL` (E003).
@@ -65,7 +68,7 @@ impl RootSet {
 impl RootCache {
     /// A cache with `previous` empty slots.
     pub fn new(previous: usize) -> Self {
-        Self { current: RootInfo::NONE, previous: vec![RootInfo::NEVER; previous].into() }
+        Self { current: RootInfo::NONE, previous: smallvec![RootInfo::NEVER; previous] }
     }
 
     /// Rotates the cache until `usable` accepts the current root; the current one is tried first (E027). On a miss the
