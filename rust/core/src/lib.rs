@@ -33,7 +33,9 @@
 
 pub(crate) use shadow_mmu_sys::sync;
 
+#[cfg_attr(loom, allow(dead_code, reason = "the models use the protocols, not all of what is built on them"))]
 pub(crate) mod requests;
+#[cfg_attr(loom, allow(dead_code, reason = "the models use the protocols, not all of what is built on them"))]
 pub(crate) mod shadow;
 
 #[cfg(all(test, loom))]

@@ -126,7 +126,8 @@ impl Vm {
     /// Adds a memslot (E016: a root that was outside memory works from the next access on).
     ///
     /// # Errors
-    /// As [`GuestMemory::add`].
+    /// [`Error::Memslot`] for a misaligned, empty, too high or overlapping slot, [`Error::Config`] for the 513th one,
+    /// [`Error::OutOfMemory`]; nothing is changed then.
     pub fn add_memslot(&self, gpa: Gpa, bytes: u64) -> Result<()> {
         let mut host = self.host.lock();
         let mut locked = self.shared.lock(&mut host, LockReason::Host);
