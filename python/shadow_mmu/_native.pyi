@@ -76,7 +76,7 @@ class Vm:
         pin: bool = False,
         poll: Callable[[int], None] | None = None,
     ) -> dict[str, Any]:
-        """Run program i on vCPU i, each on its own OS thread, the GIL released. Keys: see ``docs/api.md``."""
+        """Run program i on vCPU i, each on its own OS thread, the GIL released. Keys: see ``docs/native.md``."""
     def replay(
         self,
         ops: Buffer,
