@@ -3,11 +3,11 @@
 They are trees, not Python functions, so that the same program can be run, printed and exported to herd's C.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Binary", "Expr", "Value", "evaluate", "names", "render", "value"]
+__all__ = ["Binary", "Const", "Expr", "Value", "as_expr", "constants", "evaluate", "names", "render", "value"]
 
 
 class Expr:
@@ -65,7 +65,7 @@ class Binary(Expr):
     right: Expr
 
 
-_OPERATORS: Final = {
+_OPERATORS: Final[Mapping[str, Callable[[int, int], int]]] = {
     "==": lambda a, b: int(a == b),
     "!=": lambda a, b: int(a != b),
     "&&": lambda a, b: int(bool(a) and bool(b)),
@@ -99,7 +99,7 @@ def evaluate(expr: Expr, environment: Mapping[str, int]) -> int:
         case Value(name):
             return environment.get(name, 0)
         case Binary(operator, left, right):
-            return int(_OPERATORS[operator](evaluate(left, environment), evaluate(right, environment)))
+            return _OPERATORS[operator](evaluate(left, environment), evaluate(right, environment))
         case _:
             raise TypeError(f"{expr!r} is no expression")
 
@@ -111,6 +111,17 @@ def names(expr: Expr) -> frozenset[str]:
             return frozenset({name})
         case Binary(_, left, right):
             return names(left) | names(right)
+        case _:
+            return frozenset()
+
+
+def constants(expr: Expr) -> frozenset[int]:
+    """Return the numbers in an expression."""
+    match expr:
+        case Const(number):
+            return frozenset({number})
+        case Binary(_, left, right):
+            return constants(left) | constants(right)
         case _:
             return frozenset()
 

@@ -2,7 +2,21 @@
 
 from enum import Enum
 
-__all__ = ["ACQ", "ACQ_REL", "F_ACQ", "F_ACQ_REL", "F_NONE", "F_REL", "F_SC", "NA", "REL", "RLX", "SCQ", "Fence", "Order"]
+__all__ = [
+    "ACQ",
+    "ACQ_REL",
+    "F_ACQ",
+    "F_ACQ_REL",
+    "F_NONE",
+    "F_REL",
+    "F_SC",
+    "NA",
+    "REL",
+    "RLX",
+    "SCQ",
+    "Fence",
+    "Order",
+]
 
 
 class Order(Enum):

@@ -25,9 +25,7 @@ def _fastpf(knobs: Knobs) -> Program:
             else Cas("found", "spte", value("old"), writable, RLX),
         ),
     )
-    protect = block(
-        knobs.lock(), Rmw("before", "spte", "and", as_expr(~(_W | _MMU_WRITABLE)), RLX), knobs.unlock()
-    )
+    protect = block(knobs.lock(), Rmw("before", "spte", "and", as_expr(~(_W | _MMU_WRITABLE)), RLX), knobs.unlock())
     # Both bits are taken away whatever the fast path did; W without MMU-writable would be the protection lost.
     return Program(
         (Thread("fast fault", fast), Thread("protect", protect)),

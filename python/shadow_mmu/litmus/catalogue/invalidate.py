@@ -34,9 +34,7 @@ def _invalidate(knobs: Knobs) -> Program:
     unlocked = knobs.on("MUT_CHECK_UNLOCKED")
     order = ACQ if unlocked else RLX
     test = block(
-        Set("running", as_expr(0))
-        if knobs.on("MUT_NO_INPROGRESS")
-        else load("running", "in_progress", order),
+        Set("running", as_expr(0)) if knobs.on("MUT_NO_INPROGRESS") else load("running", "in_progress", order),
         # As in C the second test is not made if the first already says no.
         when(value("running").eq(0), load("now", "seq")),
     )

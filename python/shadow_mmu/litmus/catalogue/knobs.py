@@ -132,8 +132,12 @@ class Litmus:
         words = sorted(setting.split())
         return next((case.title for case in self.cases if sorted(case.setting.split()) == words), setting)
 
+    def choices_by_knob(self) -> dict[str, list[str]]:
+        """Return what each knob may be set to, the default first; a switch has the values off and 1."""
+        return {name: [_shown(default), *_others(default)] for name, default in self.knobs.items()}
+
     def choices(self) -> str:
-        """Return the knobs and what each may be set to."""
+        """Return the weakenings and knobs in words, for an error."""
         knobs = ", ".join(
             name if isinstance(default, bool) else f"{name}={'|'.join(_values(default))}"
             for name, default in self.knobs.items()
@@ -157,10 +161,22 @@ class Litmus:
 def _values(default: Knob) -> tuple[str, ...]:
     """Return what a knob that is no switch may be set to."""
     if isinstance(default, tuple):
-        return tuple(map(str, default))
+        return tuple(map(str, sorted(default)))
     if isinstance(default, Fence):
         return tuple(one.value for one in Fence)
     return tuple(one.value for one in Order if one is not Order.NA)
+
+
+def _shown(default: Knob) -> str:
+    if isinstance(default, bool):
+        return "off"
+    return str(default[-1]) if isinstance(default, tuple) else default.value
+
+
+def _others(default: Knob) -> list[str]:
+    if isinstance(default, bool):
+        return ["1"]
+    return [one for one in _values(default) if one != _shown(default)]
 
 
 def textbook(
@@ -169,6 +185,7 @@ def textbook(
     forbids: str,
     knobs: Mapping[str, Knob],
     cases: tuple[Case, ...],
+    *,
     build: Callable[[Knobs], Program],
 ) -> Litmus:
     """Return a test of the textbooks, which has one name only."""

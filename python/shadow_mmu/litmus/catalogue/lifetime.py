@@ -40,9 +40,7 @@ def _refcount(knobs: Knobs) -> Program:
         either(value("users").eq(0), block(*map(Free, _FIELDS)), store("invalid", 1, NA)),
         knobs.unlock(),
     )
-    drop = block(
-        knobs.lock(), load("users", "count", NA), store("count", value("users") - 1, NA), knobs.unlock()
-    )
+    drop = block(knobs.lock(), load("users", "count", NA), store("count", value("users") - 1, NA), knobs.unlock())
     vcpu = block(drop if knobs.on("MUT_DROP_REF_WHEN_PARKED") else None, load("marked", "uchild", ACQ))
     return Program((Thread("zapper", zapper), Thread("vCPU", vcpu)), initial={"count": 1, "uchild": 0})
 

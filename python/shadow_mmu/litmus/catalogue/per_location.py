@@ -14,7 +14,7 @@ _RELAXED: Final = (Case("", "Relaxed is enough"),)
 
 def _coherence(name: str, title: str, forbids: str, outcome: Expr, *bodies: Block) -> Litmus:
     threads = tuple(Thread(f"P{number}", body) for number, body in enumerate(bodies))
-    return textbook(name, title, forbids, {}, _RELAXED, lambda _knobs: Program(threads, outcome))
+    return textbook(name, title, forbids, {}, _RELAXED, build=lambda _knobs: Program(threads, outcome))
 
 
 def _increments(knobs: Knobs) -> Program:
@@ -82,7 +82,7 @@ TESTS: Final[tuple[Litmus, ...]] = (
         "one is lost",
         {"MUT_PLAIN": False},
         (Case("", "Relaxed read-modify-writes"), Case("MUT_PLAIN", "load and store")),
-        _increments,
+        build=_increments,
     ),
     textbook(
         "CAS",
@@ -90,6 +90,6 @@ TESTS: Final[tuple[Litmus, ...]] = (
         "both succeed",
         {"MUT_PLAIN": False},
         (Case("", "Relaxed compare-exchanges"), Case("MUT_PLAIN", "load, test and store")),
-        _one_winner,
+        build=_one_winner,
     ),
 )  # fmt: skip

@@ -20,8 +20,8 @@ def sync_if_unsync(knobs: Knobs) -> Block:
     """Return the locked sync of the flush: read the guest PTE again, then clear the marks."""
     return block(
         knobs.lock(),
-        load("unsync", "unsync"),
-        when("unsync", load("pte", "gpte"), store("leaf", "pte"), store("unsync", 0), store("uchild", 0, REL)),
+        load("still", "unsync"),
+        when("still", load("pte", "gpte"), store("leaf", "pte"), store("unsync", 0), store("uchild", 0, REL)),
         knobs.unlock(),
     )
 

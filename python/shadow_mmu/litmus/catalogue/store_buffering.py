@@ -15,9 +15,7 @@ __all__ = ["TESTS"]
 
 def _write_read(knobs: Knobs, fence: str, written: str, reg: str, read: str) -> Block:
     """Return one side of store buffering: write, fence, read."""
-    return block(
-        store(written, 1, knobs.order("O_ST")), knobs.fence(fence), load(reg, read, knobs.order("O_LD"))
-    )
+    return block(store(written, 1, knobs.order("O_ST")), knobs.fence(fence), load(reg, read, knobs.order("O_LD")))
 
 
 def _sb(knobs: Knobs) -> Program:
@@ -94,7 +92,7 @@ def _w_rwc(knobs: Knobs) -> Program:
 
 
 def _fences(*names: str) -> dict[str, Knob]:
-    return {name: F_SC for name in names} | {"O_ST": RLX, "O_LD": RLX}
+    return {**dict.fromkeys(names, F_SC), "O_ST": RLX, "O_LD": RLX}
 
 
 def _no_fence(*names: str) -> str:
@@ -120,7 +118,7 @@ TESTS: Final[tuple[Litmus, ...]] = (
             Case(f"{_NONE_01} O_ST=SCQ", "only the stores SeqCst: x86 has XCHG there, C11 has nothing"),
             Case(f"{_NONE_01} O_ST=SCQ O_LD=SCQ", "SeqCst accesses"),
         ),
-        _sb,
+        build=_sb,
     ),
     textbook(
         "SB+rmws",
@@ -132,7 +130,7 @@ TESTS: Final[tuple[Litmus, ...]] = (
             Case("O_RMW=ACQ_REL O_LD=ACQ", "acquire-release: a full fence on x86, none in C11"),
             Case("O_RMW=RLX O_LD=RLX", "Relaxed: the same"),
         ),
-        _sb_rmw,
+        build=_sb_rmw,
     ),
     textbook(
         "3.SB",
@@ -144,7 +142,7 @@ TESTS: Final[tuple[Litmus, ...]] = (
             Case("F_2=F_NONE", "one fence removed"),
             Case(f"{_NONE_01} F_2=F_NONE O_ST=SCQ O_LD=SCQ", "SeqCst accesses"),
         ),
-        _sb3,
+        build=_sb3,
     ),
     textbook(
         "2+2W",
@@ -158,7 +156,7 @@ TESTS: Final[tuple[Litmus, ...]] = (
             Case(f"{_NONE_01} O_ST=REL", "Release"),
             Case(f"{_NONE_01} O_ST=SCQ", "SeqCst stores"),
         ),
-        _two_writes,
+        build=_two_writes,
     ),
     textbook(
         "R",
@@ -172,7 +170,7 @@ TESTS: Final[tuple[Litmus, ...]] = (
             Case(f"{_NONE_01} O_ST=REL O_LD=ACQ", "Release/Acquire"),
             Case(f"{_NONE_01} O_ST=SCQ O_LD=SCQ", "SeqCst accesses"),
         ),
-        _r,
+        build=_r,
     ),
     textbook(
         "IRIW",
@@ -186,7 +184,7 @@ TESTS: Final[tuple[Litmus, ...]] = (
             Case(f"{_NONE_23} O_ST=REL O_LD=ACQ", "Release/Acquire"),
             Case(f"{_NONE_23} O_ST=SCQ O_LD=SCQ", "SeqCst accesses"),
         ),
-        _iriw,
+        build=_iriw,
     ),
     textbook(
         "RWC",
@@ -199,7 +197,7 @@ TESTS: Final[tuple[Litmus, ...]] = (
             Case("F_2=F_NONE", "no fence between write and read"),
             Case(f"{_NONE_12} O_ST=SCQ O_LD=SCQ", "SeqCst accesses"),
         ),
-        _rwc,
+        build=_rwc,
     ),
     textbook(
         "W+RWC",
@@ -213,6 +211,6 @@ TESTS: Final[tuple[Litmus, ...]] = (
             Case("O_STY=RLX", "message sent Relaxed"),
             Case("O_LDY=RLX", "message received Relaxed: the fence behind it acquires"),
         ),
-        _w_rwc,
+        build=_w_rwc,
     ),
 )
