@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, cast
 import click
 
 from shadow_mmu.errors import ConfigError, ShadowMmuError
+from shadow_mmu.litmus.cli import litmus
 from shadow_mmu.policy import Policy
 
 if TYPE_CHECKING:
@@ -116,6 +117,9 @@ def _finish(*, ok: bool, interrupted: bool = False) -> NoReturn:
 @click.version_option(package_name="shadow-mmu", prog_name="shadow-mmu")
 def main() -> None:
     """KVM's x86 shadow MMU as a library: replay real guests, run workloads, compare core and model."""
+
+
+main.add_command(litmus)
 
 
 @main.command()

@@ -13,8 +13,36 @@ Read it in this order: :mod:`~shadow_mmu.litmus.program` (what a test is), :mod:
 :mod:`~shadow_mmu.litmus.catalogue` (the tests).
 """
 
-from shadow_mmu.litmus.catalogue import CATALOGUE, Litmus, find
-from shadow_mmu.litmus.models import MODELS
-from shadow_mmu.litmus.verdict import Verdict, run
+# As in the package above: what is used is loaded when it is used, so that ``shadow-mmu --help`` does not build the catalogue.
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from shadow_mmu.litmus.catalogue import CATALOGUE, Litmus, find
+    from shadow_mmu.litmus.models import MODELS
+    from shadow_mmu.litmus.verdict import Verdict, run
 
 __all__ = ["CATALOGUE", "MODELS", "Litmus", "Verdict", "find", "run"]
+
+_HOME_OF = {
+    "CATALOGUE": "catalogue",
+    "Litmus": "catalogue",
+    "find": "catalogue",
+    "MODELS": "models",
+    "Verdict": "verdict",
+    "run": "verdict",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415  the same
+
+    value: object = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
