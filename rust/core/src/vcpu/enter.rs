@@ -8,7 +8,7 @@ use super::{
     roots::{RootInfo, RootSet},
 };
 use crate::{
-    addr::{Gpa, Hpa, PHYS_MASK},
+    addr::{Gpa, Hpa, PHYS_MASK, SpId},
     config::{Mutant, Policy},
     error::Result,
     mmu::{Requests, Shared},
@@ -103,14 +103,23 @@ impl Vcpu {
     /// Syncs the current root. Without the lock if its flags are clear, but for the policy that knew no such test.
     ///
     /// KVM: `kvm_mmu_sync_roots` (E050). An audit needs the lock, so none is made on the way that skips it (E053).
+    #[inline]
     pub(crate) fn sync_roots(&mut self, shared: &Shared) {
         let Some(root) = self.root().shadow_page() else { return };
+        // Found before the fence, behind which every load waits.
+        let state = shared.arena.header(root).sync_state();
         // The instruction that brought us here (MOV to CR3, CR4) serializes: the guest's stores to its tables come before
         // the look at the root's flags (D.3, P12). An x86 CPU has that for free; here it is a fence.
         publish::barrier_before_observe();
-        if shared.config.policy == Policy::Locked || shared.arena.header(root).sync_state().observe() {
-            shared.lock(&mut self.cx, LockReason::Sync).sync_children(root);
+        if shared.config.policy == Policy::Locked || state.observe() {
+            self.sync_root_locked(shared, root);
         }
+    }
+
+    /// The part of [`sync_roots`](Self::sync_roots) that takes the lock; apart, so that a clean switch has no frame for it.
+    #[inline(never)]
+    fn sync_root_locked(&mut self, shared: &Shared, root: SpId) {
+        shared.lock(&mut self.cx, LockReason::Sync).sync_children(root);
     }
 
     /// Loads the root for CR3: allocate, sync, flush. KVM: `kvm_mmu_load` (E036).

@@ -49,6 +49,7 @@ impl Vcpu {
     }
 
     /// Before the patch: the root goes, and the next entry loads another (three acquisitions in all).
+    #[inline(never)]
     fn switch_locked(&mut self, shared: &Shared, value: u64) -> SwitchResult {
         if value == self.regs.cr3 {
             return self.rewrite_cr3(shared);
@@ -60,6 +61,7 @@ impl Vcpu {
 
     /// The seed: one previous root (A.1). The tag is recorded after the slow path too (E006), whether or not a swap was
     /// made, which is its defect S1.
+    #[inline]
     fn switch_seed(&mut self, shared: &Shared, value: u64) -> SwitchResult {
         let old = self.regs.cr3;
         if value == old {
@@ -100,6 +102,7 @@ impl Vcpu {
     }
 
     /// A write of the same value up to 4.19: sync at once, flush at the next entry (E008).
+    #[inline(never)]
     fn rewrite_cr3(&mut self, shared: &Shared) -> SwitchResult {
         self.sync_roots(shared);
         self.cx.requests |= Requests::TLB_FLUSH;
@@ -107,6 +110,7 @@ impl Vcpu {
     }
 
     /// The modern kernel: find a root, then ask for its sync and flush (A.5, E057).
+    #[inline(never)]
     fn switch_lru(&mut self, shared: &Shared, value: u64) -> SwitchResult {
         let mut result = SwitchResult::Same;
         if value != self.regs.cr3 {
