@@ -96,10 +96,20 @@ count-sync: ## Run the core's tests on the counting sync facade: what the fast p
 .PHONY: mutants
 mutants: build/mutants/_native.abi3.so ## Build the native module with single rules that can be switched off (for tests/mutants)
 
+# Where a run leaves its figures; benches/table.py makes one table of them. A failed bench leaves a void row, and fails the run.
+BENCH := build/bench
+
 .PHONY: bench
-bench: $(VENV)/.dev ## Run the benchmarks (criterion, pytest-benchmark); method in benches/README.md
-	cargo bench --workspace
-	$(BIN)/pytest benches --benchmark-enable --benchmark-only
+bench: $(VENV)/.dev ## Run the benchmarks and print one table of them all; method in docs/performance.md
+	rm -rf $(BENCH)
+	mkdir -p $(BENCH)
+	$(PIP) install unicorn || echo 'unicorn cannot be had: its columns say skip'
+	status=0; \
+	BENCH_OUT=$(CURDIR)/$(BENCH) CRITERION_HOME=$(CURDIR)/$(BENCH)/criterion \
+		cargo bench --quiet --no-fail-fast --package shadow-mmu --bench contention --bench switch --bench fault || status=1; \
+	$(BIN)/pytest benches --quiet --benchmark-enable --benchmark-only --benchmark-json $(BENCH)/python.json || status=1; \
+	$(BIN)/python benches/table.py $(BENCH) || status=1; \
+	exit $$status
 
 .PHONY: soak
 soak: $(VENV)/.dev ## Run the long differential tests: a million operations on core and model

@@ -1,0 +1,272 @@
+"""The table at the end of ``make bench``: our figure, the peer, the limit, the goal and the ratio, all from one run.
+
+``python benches/table.py FOLDER`` reads what the benches left there: criterion's samples, ``contention.json``, and
+pytest-benchmark's ``python.json``. A row whose bench failed is ``void``; a peer that is not installed is ``skip``.
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Median and best of the repetitions of one bench, in the unit of its row."""
+
+    median: float
+    best: float
+
+    def __str__(self) -> str:
+        return f"{number(self.median)} ({number(self.best)})"
+
+
+def number(value: float) -> str:
+    """Write three digits that matter."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line. ``meets`` is ``None`` where there is no goal."""
+
+    name: str
+    unit: str
+    ours: str
+    peer: str = ""
+    limit: str = ""
+    goal: str = ""
+    ratio: str = ""
+    meets: bool | None = None
+
+
+class Results:
+    """What one run left in its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.python = {bench["extra_info"]["row"]: bench for bench in self._json("python.json").get("benchmarks", [])}
+        self.contention = self._json("contention.json")
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return found
+
+    def criterion(self, bench: str, per: int = 1) -> Figure | None:
+        """Nanoseconds of an iteration, or of one of ``per`` parts of it."""
+        path = self.folder / "criterion" / bench / "new" / "sample.json"
+        if not path.is_file():
+            return None
+        sample = json.loads(path.read_text())
+        times = [time / count / per for time, count in zip(sample["times"], sample["iters"], strict=True)]
+        return Figure(statistics.median(times), min(times))
+
+    def pytest(self, row: str) -> Figure | None:
+        """Nanoseconds of an operation, or what the bench collected itself."""
+        bench = self.python.get(row)
+        if bench is None:
+            return None
+        values = bench["extra_info"].get("values")
+        if values is not None:
+            return Figure(statistics.median(values), min(values))
+        scale = 1e9 / bench["extra_info"]["operations"]
+        return Figure(bench["stats"]["median"] * scale, bench["stats"]["min"] * scale)
+
+
+def per_second(ns: Figure | None) -> str:
+    """Nanoseconds an operation as millions a second."""
+    return "void" if ns is None else str(Figure(1e3 / ns.median, 1e3 / ns.best))
+
+
+def shown(figure: Figure | None) -> str:
+    return "void" if figure is None else str(figure)
+
+
+def peer(figure: Figure | None, show: Callable[[Figure | None], str] = shown) -> str:
+    """Write a peer that may not be installed."""
+    return "skip" if figure is None and find_spec("unicorn") is None else show(figure)
+
+
+def over(above: Figure | None, below: Figure | None) -> float | None:
+    return None if above is None or below is None else above.median / below.median
+
+
+def times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{number(ratio)}x"
+
+
+def at_most(figure: Figure | None, goal: float) -> bool:
+    return figure is not None and figure.median <= goal
+
+
+def switch_rows(results: Results) -> list[Row]:
+    """Rows 1, 4 and 5."""
+    rust, floor = results.criterion("switch/seed"), results.criterion("switch/floor")
+    guest, register = results.pytest("unicorn guest"), results.pytest("unicorn scalar")
+    scalar, batch = results.pytest("scalar"), results.pytest("batch")
+    rows = [
+        Row(
+            "1 CR3 write, seed, Rust",
+            "ns",
+            shown(rust),
+            f"unicorn guest {peer(guest)}",
+            f"floor {shown(floor)}",
+            "<= 10",
+            f"{times(over(rust, floor))} floor, {times(over(guest, rust))} unicorn",
+            at_most(rust, 10),
+        )
+    ]
+    rows += [
+        Row(f"1 write and guest entry, {name}", "ns", shown(results.criterion(f"switch/{bench}")))
+        for name, bench in (("seed", "seed+enter"), ("lru:3", "lru3+enter"), ("locked", "locked+enter"))
+    ]
+    rows += [
+        Row(
+            "4 CR3 write, Python, one call",
+            "M/s",
+            per_second(scalar),
+            f"unicorn reg_write {peer(register, per_second)}",
+            "an empty call: 8-13",
+            ">= 6",
+            f"{times(over(register, scalar))} unicorn",
+            at_most(scalar, 1e3 / 6),
+        ),
+        Row(
+            "5 CR3 writes, vm.run of 10^6",
+            "M/s",
+            per_second(batch),
+            f"unicorn guest {peer(guest, per_second)}",
+            f"row 1: {per_second(rust)}",
+            ">= 50",
+            f"{times(over(guest, batch))} unicorn",
+            at_most(batch, 1e3 / 50),
+        ),
+    ]
+    return rows
+
+
+def contention_rows(results: Results) -> list[Row]:
+    """Rows 2 and 3."""
+    goals = {("own", 2, 0): 15, ("own", 2, 300): 1.3, ("own", 2, 1400): 1.0}
+    rows = []
+    for found in results.contention.get("contention", []):
+        ratio = found["ratio"]
+        goal = goals.get((found["roots"], found["vcpus"], found["work_ns"]))
+        fast, locked = (rate(found[side]) for side in ("fast", "locked"))
+        rows.append(
+            Row(
+                f"2 fast over locked, {found['vcpus']} vCPU, {found['roots']} roots, g = {found['work_ns']} ns",
+                "M/s",
+                fast,
+                f"locked {locked}",
+                f"lock held {found['hold_ns']} ns",
+                f">= {goal}x" if goal else "",
+                times(ratio) if ratio else "noisy",
+                None if goal is None or ratio is None else ratio >= goal,
+            )
+        )
+    for found in results.contention.get("scaling", []):
+        ratio = found["ratio"]
+        goal = 1.8 if found["case"].startswith("seed") else None
+        rows.append(
+            Row(
+                f"3 two vCPUs over one, {found['case']}",
+                "M/s",
+                rate(found["two"]),
+                f"one vCPU {rate(found['one'])}",
+                "2",
+                f">= {goal}x" if goal else "",
+                times(ratio) if ratio else "noisy",
+                None if goal is None or ratio is None else ratio >= goal,
+            )
+        )
+    return rows or [Row("2, 3 two vCPUs", "M/s", "void")]
+
+
+def rate(side: dict[str, Any]) -> str:
+    median = side["median_per_s"]
+    return "noisy" if median is None else str(Figure(median / 1e6, side["best_per_s"] / 1e6))
+
+
+def root_rows(results: Results) -> list[Row]:
+    """Row 6."""
+    rows = []
+    for k in range(2, 13):
+        small, large = (results.criterion(f"roots/lru{previous}/{k}") for previous in (3, 11))
+        rows.append(
+            Row(
+                f"6 round robin over {k} roots",
+                "ns",
+                f"lru:3 {shown(small)}",
+                f"lru:11 {shown(large)}",
+                "hits" if k <= 4 else "lru:3 misses",
+                "",
+                times(over(small, large)),
+            )
+        )
+    return rows
+
+
+def fault_rows(results: Results) -> list[Row]:
+    """Row 12."""
+    rows = []
+    for order in ("sequential", "random"):
+        for exponent in range(3, 7):
+            pages = 10**exponent
+            ours = results.criterion(f"fault/{order}/{pages}", pages)
+            floor = results.criterion(f"fault/floor-{order}/{pages}", pages)
+            ratio = over(ours, floor)
+            rows.append(
+                Row(
+                    f"12 first touch, {order}, 10^{exponent} pages",
+                    "ns",
+                    shown(ours),
+                    "KVM 920-1,190 (quoted)",
+                    f"floor {shown(floor)}",
+                    "<= 5x floor",
+                    times(ratio),
+                    ratio is not None and ratio <= 5,
+                )
+            )
+    return rows
+
+
+def package_rows(results: Results) -> list[Row]:
+    """Replay, rows 21 and 22."""
+    replays = [(policy, results.pytest(f"replay {policy}")) for policy in ("locked", "seed", "lru:3")]
+    rows = [
+        Row(f"replay of the recording, {policy}", "s", shown(took), goal="<= 0.5", meets=at_most(took, 0.5))
+        for policy, took in replays
+    ]
+    bare, wheel = results.pytest("import"), results.pytest("wheel")
+    rows.append(Row("21 import shadow_mmu", "CPU ms", shown(bare), limit="~5", goal="<= 15", meets=at_most(bare, 15)))
+    rows.append(Row("21 import Vm, numpy with it", "CPU ms", shown(results.pytest("import Vm"))))
+    rows.append(Row("22 wheel", "MB", shown(wheel), limit="~0.2", goal="<= 1.0", meets=at_most(wheel, 1.0)))
+    return rows
+
+
+def main(folder: Path) -> int:
+    """Print the table; 1 if a row is void."""
+    results = Results(folder)
+    parts = (switch_rows, contention_rows, root_rows, fault_rows, package_rows)
+    rows = [row for part in parts for row in part(results)]
+    table = Table(
+        "row", "unit", "ours", "peer", "limit", "goal", "ratio", "met", title="median (best) of one run", box=None
+    )
+    for row in rows:
+        met = "" if row.meets is None else ("yes" if row.meets else "NO")
+        table.add_row(row.name, row.unit, row.ours, row.peer, row.limit, row.goal, row.ratio, met)
+    Console(width=180, highlight=False).print(table)
+    return int(any("void" in row.ours for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
