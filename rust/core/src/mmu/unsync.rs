@@ -27,7 +27,11 @@ impl WriteVerdict {
 
 impl MmuLocked<'_> {
     /// Marks the shadow pages of `gfn` unsync so that it can be mapped writable, or refuses.
+    #[inline]
     pub(super) fn try_to_unsync(&mut self, gfn: Gfn, maker: Maker) -> WriteVerdict {
+        if self.state.pages.is_unshadowed(gfn) {
+            return WriteVerdict::Granted(WritePermit::granted());
+        }
         let pages = self.state.pages.valid_indirect(gfn);
         // Tracked: an upper-level table always traps (E134), so that only level-1 pages go unsync.
         if pages.iter().any(|&sp| !self.state.pages.page(sp).role.level().is_last()) {

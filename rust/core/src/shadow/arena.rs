@@ -82,14 +82,15 @@ impl SpHeader {
     }
 }
 
+/// Arrays, not slices: an index below [`CHUNK`] needs no check, and no length is loaded in the walk.
 struct Chunk {
-    headers: Box<[SpHeader]>,
-    sptes: Box<[AtomicU64]>,
+    headers: Box<[SpHeader; CHUNK]>,
+    sptes: Box<[AtomicU64; CHUNK * ENTRIES]>,
 }
 
 /// Every shadow page there can be, by number.
 pub(crate) struct ShadowArena {
-    chunks: Box<[OnceLock<Chunk>]>,
+    chunks: Box<[OnceLock<Chunk>; CHUNKS]>,
 }
 
 impl core::fmt::Debug for ShadowArena {
@@ -101,8 +102,13 @@ impl core::fmt::Debug for ShadowArena {
 
 impl Default for ShadowArena {
     fn default() -> Self {
-        Self { chunks: (0..CHUNKS).map(|_| OnceLock::new()).collect() }
+        Self { chunks: boxed((0..CHUNKS).map(|_| OnceLock::new()).collect()) }
     }
+}
+
+/// A boxed slice of a length known at compile time.
+fn boxed<T, const N: usize>(slice: Box<[T]>) -> Box<[T; N]> {
+    slice.try_into().unwrap_or_else(|_| panic!("the slice has {N} elements"))
 }
 
 impl ShadowArena {
@@ -121,7 +127,7 @@ impl ShadowArena {
             let words = CHUNK * ENTRIES;
             let sptes = mem::zeroed_words(words)
                 .map_err(|_| Error::OutOfMemory { what: "shadow pages", bytes: words as u64 * 8 })?;
-            let headers = (0..CHUNK).map(|_| SpHeader::new()).collect();
+            let (headers, sptes) = (boxed((0..CHUNK).map(|_| SpHeader::new()).collect()), boxed(sptes));
             // Only the holder of the mmu_lock allocates, so nobody can have been faster.
             let _ = place.set(Chunk { headers, sptes });
         }

@@ -68,6 +68,12 @@ impl PageStore {
         }
     }
 
+    /// Whether a gfn has no valid page at all, as almost every frame that a fault maps.
+    #[inline]
+    pub(crate) fn is_unshadowed(&self, gfn: Gfn) -> bool {
+        !self.by_gfn.contains_key(&gfn.get())
+    }
+
     /// The valid pages of a gfn that shadow a guest table, newest first.
     #[inline]
     pub(crate) fn valid_indirect(&self, gfn: Gfn) -> SmallVec<[SpId; 3]> {

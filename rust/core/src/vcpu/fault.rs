@@ -8,8 +8,8 @@ use crate::{
     addr::{Gpa, Gva, SpteRef},
     config::Mutant,
     error::Result,
-    mmu::{FaultOutcome, GuestFault, PagingContext, Shared},
-    paging::{GuestWalk, WalkContext, walk},
+    mmu::{FaultOutcome, GuestFault, Shared},
+    paging::{GuestWalk, PermissionRules, WalkContext, walk},
     stats::LockReason,
 };
 
@@ -37,11 +37,10 @@ impl Vcpu {
         flags: AccessFlags,
         present: bool,
     ) -> Result<Handled> {
-        let Some(paging) = self.cx.paging else {
+        let Some(paging) = &self.cx.paging else {
             // An access without paging ends before it can fault.
             return self.regs.require_paging().map(|_| Handled::Retry);
         };
-        let paging = &paging;
         self.cx.stats.counters.pf_taken += 1;
         let context = WalkContext {
             root_level: paging.role.level(),
@@ -64,7 +63,7 @@ impl Vcpu {
             self.cx.stats.counters.pf_emulate += 1;
             return Ok(Handled::Emulate(gpa));
         }
-        fix_supervisor_write(&mut found, paging, kind, flags);
+        fix_supervisor_write(&mut found, context.rules, kind, flags);
         let root = self.root();
         let outcome = shared.lock(&mut self.cx, LockReason::Fault).fetch(root, &found, gva, kind.is_write())?;
         let counters = &mut self.cx.stats.counters;
@@ -111,15 +110,15 @@ impl Vcpu {
 
 /// CR0.WP=0: shadow paging has no write right for the supervisor alone, so a supervisor write to a read-only page maps it
 /// writable and takes it from the user, and with SMEP from execution (B.5, E110).
-fn fix_supervisor_write(walk: &mut GuestWalk, paging: &PagingContext, kind: AccessKind, flags: AccessFlags) {
+fn fix_supervisor_write(walk: &mut GuestWalk, rules: PermissionRules, kind: AccessKind, flags: AccessFlags) {
     let applies = kind.is_write()
         && !flags.is_user()
-        && !paging.rules.write_protects_supervisor()
+        && !rules.write_protects_supervisor()
         && !walk.access.contains(Access::WRITE);
     if applies {
         walk.access.insert(Access::WRITE);
         walk.access.remove(Access::USER);
-        if paging.rules.smep() {
+        if rules.smep() {
             walk.access.remove(Access::EXEC);
         }
     }
