@@ -5,10 +5,10 @@ from tests.litmus import naive, random_programs
 
 from shadow_mmu.litmus import CATALOGUE, MODELS
 from shadow_mmu.litmus.explore import Bad, Explorer, explore
-from shadow_mmu.litmus.expr import value
+from shadow_mmu.litmus.expr import as_expr, value
 from shadow_mmu.litmus.graph import Graph
-from shadow_mmu.litmus.order import F_NONE, F_SC, RLX, Fence
-from shadow_mmu.litmus.program import Await, Program, Thread, block, fence, load, lock, store
+from shadow_mmu.litmus.order import ACQ, F_NONE, F_SC, REL, RLX, Fence
+from shadow_mmu.litmus.program import Await, Cas, Program, Thread, block, fence, load, lock, store
 
 SEEDS = range(300)
 
@@ -104,6 +104,16 @@ def test_the_first_bad_execution_ends_the_search_unless_all_are_wanted() -> None
     assert first.bad is not None
     assert every.bad is not None
     assert first.executions <= every.executions == 2
+
+
+@pytest.mark.parametrize(("expected", "ok"), [(1, True), (2, False)], ids=["succeeds", "fails"])
+def test_a_compare_exchange_acquires_only_if_it_succeeds(expected: int, *, ok: bool) -> None:
+    sender = block(store("x", 1), store("y", 1, REL))
+    receiver = block(Cas("r", "y", as_expr(expected), as_expr(7), ACQ), load("s", "x"))
+    outcome = value("1:r").eq(1).both(value("1:s").eq(0))
+    program = Program((Thread("a", sender), Thread("b", receiver)), outcome)
+    assert (explore(program, MODELS["rc11"]).bad is None) is ok
+    assert explore(program, MODELS["tso"]).bad is None
 
 
 def test_a_wait_that_nothing_ends_is_bad() -> None:

@@ -232,9 +232,8 @@ def _is_default(graph: Graph, event: Event, seen: int) -> bool:
         assert isinstance(action, Read)
         if action.accepts is not None or event.source is None:
             return event.source is None
+        # If this source is taken away too, it says no itself: it has a reader that was there before it.
         write = graph.events[event.source]
-        if not seen >> write.id & 1:
-            return False
     else:
         write = event
         if graph.readers[event.id] & seen:

@@ -91,6 +91,26 @@ def _w_rwc(knobs: Knobs) -> Program:
     return Program(threads, value("1:r0").eq(1).both(value("1:r1").eq(0)).both(value("2:r2").eq(0)))
 
 
+def _w_rwc_sc(knobs: Knobs) -> Program:
+    order = knobs.order("O_SC")
+    threads = (
+        Thread("P0", block(store("x", 1, order), store("y", 1, knobs.order("O_STY")))),
+        Thread("P1", block(load("r0", "y", ACQ), load("r1", "z", order))),
+        Thread("P2", block(store("z", 1, order), load("r2", "x", order))),
+    )
+    return Program(threads, value("1:r0").eq(1).both(value("1:r1").eq(0)).both(value("2:r2").eq(0)))
+
+
+def _z6u(knobs: Knobs) -> Program:
+    order = knobs.order("O_LD")
+    threads = (
+        Thread("P0", block(store("x", 1, SCQ), store("y", 1, knobs.order("O_STY")))),
+        Thread("P1", block(Rmw("r0", "y", "add", as_expr(1), SCQ), load("r1", "y", order))),
+        Thread("P2", block(store("y", 3, SCQ), load("r2", "x", SCQ))),
+    )
+    return Program(threads, value("1:r0").eq(1).both(value("1:r1").eq(3)).both(value("2:r2").eq(0)))
+
+
 def _fences(*names: str) -> dict[str, Knob]:
     return {**dict.fromkeys(names, F_SC), "O_ST": RLX, "O_LD": RLX}
 
@@ -212,5 +232,30 @@ TESTS: Final[tuple[Litmus, ...]] = (
             Case("O_LDY=RLX", "message received Relaxed: the fence behind it acquires"),
         ),
         build=_w_rwc,
+    ),
+    textbook(
+        "W+RWC+sc",
+        "read to write causality behind a message, with SeqCst accesses: the message orders them",
+        "a thread that got the message misses z, and the writer of z misses x",
+        {"O_SC": SCQ, "O_STY": REL},
+        (
+            Case("", "SeqCst accesses on both sides of a Release/Acquire message"),
+            Case("O_STY=RLX", "message sent Relaxed"),
+            Case("O_SC=RLX", "accesses Relaxed"),
+        ),
+        build=_w_rwc_sc,
+    ),
+    textbook(
+        "Z6.U",
+        "the test for which RC11 was made: SeqCst and weaker accesses to one location, mixed",
+        "the SeqCst accesses seem to contradict happens-before",
+        {"O_STY": SCQ, "O_LD": SCQ},
+        (
+            Case("", "all accesses SeqCst"),
+            Case("O_LD=RLX", "last load Relaxed"),
+            Case("O_STY=REL", "message sent Release"),
+            Case("O_STY=REL O_LD=RLX", "as in the paper: POWER does it, RC11 allows it, C11 of 2011 did not"),
+        ),
+        build=_z6u,
     ),
 )
