@@ -124,5 +124,8 @@ def test_the_drawing_is_well_formed_and_holds_every_step(verdict: Verdict) -> No
     arrows = [path for path in picture.iter(f"{SVG}path") if path.get("class") == "from"]
     assert len(arrows) == sum(step.source is not None for step in timeline.steps)
     width = float(picture.get("width") or 0)
+    for element in picture.iter(f"{SVG}text"):
+        if element.get("text-anchor") == "start":
+            assert float(element.get("x") or 0) + 7.5 * len(element.text or "") <= width
     for box in list(picture.iter(f"{SVG}rect"))[1:]:
         assert 0 <= float(box.get("x") or 0) <= width - float(box.get("width") or 0)

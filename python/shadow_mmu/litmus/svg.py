@@ -13,7 +13,8 @@ _TOP: Final = 84
 _LEFT: Final = 60
 _BOX: Final = 200
 _HEIGHT: Final = 24
-_NOTES: Final = 330
+# Of the font below, in pixels; a little more than it is.
+_CHARACTER: Final = 8
 _FILL: Final = {"step": "#eef3fb", "weak": "#fff0c2", "bad": "#f9d2d2"}
 _EDGE: Final = {"step": "#4a6fa5", "weak": "#b58900", "bad": "#b02020"}
 _STYLE: Final = (
@@ -28,7 +29,10 @@ _TIP: Final = (
 
 def draw(title: str, timeline: Timeline) -> str:
     """Return the drawing as the text of an SVG file."""
-    width = _LEFT + _COLUMN * len(timeline.cpus) + _NOTES
+    notes = _LEFT + _COLUMN * len(timeline.cpus)
+    longest = max(len(text) for text in (title, timeline.verdict, timeline.initial))
+    widest = max((len(step.note) for step in timeline.steps), default=0)
+    width = max(notes + _CHARACTER * widest, _CHARACTER * longest) + 40
     bottom = _TOP + _ROW * len(timeline.steps)
     steps = {step.number: step for step in timeline.steps}
     size = f'width="{width}" height="{bottom + 40}"'
@@ -44,7 +48,7 @@ def draw(title: str, timeline: Timeline) -> str:
         parts.append(_text(_middle(cpu), _TOP - 22, name, "head", "middle"))
         parts.append(f'<line class="cpu" x1="{_middle(cpu)}" y1="{_TOP - 14}" x2="{_middle(cpu)}" y2="{bottom}"/>')
     parts += [_arrow(steps[step.source], step) for step in timeline.steps if step.source is not None]
-    parts += [_box(step, _LEFT + _COLUMN * len(timeline.cpus)) for step in timeline.steps]
+    parts += [_box(step, notes) for step in timeline.steps]
     parts += [_text(12, bottom + 20, timeline.verdict, "head"), "</svg>\n"]
     return "\n".join(parts)
 
@@ -63,14 +67,11 @@ def _text(x: int, y: int, text: str, kind: str = "", anchor: str = "start") -> s
 
 def _box(step: Step, notes: int) -> str:
     x, y = _middle(step.cpu) - _BOX // 2, _row(step)
-    # A claim may be longer than a box: it is drawn as wide as it is.
-    width = max(_BOX, 8 * len(step.text) + 12)
-    x = min(x, notes + _NOTES - width - 6)
     return (
         _text(12, y + 16, str(step.number))
-        + f'<rect x="{x}" y="{y}" width="{width}" height="{_HEIGHT}" rx="4" fill="{_FILL[step.kind]}" '
+        + f'<rect x="{x}" y="{y}" width="{_BOX}" height="{_HEIGHT}" rx="4" fill="{_FILL[step.kind]}" '
         f'stroke="{_EDGE[step.kind]}"/>'
-        + _text(x + width // 2, y + 16, step.text, "", "middle")
+        + _text(_middle(step.cpu), y + 16, step.text, "", "middle")
         + (_text(notes, y + 16, step.note) if step.note else "")
     )
 
