@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from shadow_mmu import litmus as package
+from shadow_mmu.cli import main
 from shadow_mmu.errors import ConfigError
 from shadow_mmu.litmus.cli import litmus
 
@@ -29,6 +30,11 @@ def test_the_list_is_a_json_array_of_all_tests() -> None:
     assert {"weaken": "O_SPTE=RLX", "title": "SPTE store Relaxed"} in publish["cases"]
     assert publish["knobs"]["O_SPTE"][0] == "REL"
     assert publish["knobs"]["MUT_SPTE_FIRST"] == ["off", "1"]
+
+
+def test_the_group_is_part_of_the_command_line() -> None:
+    done = CliRunner().invoke(main, ["litmus", "run", "MP"])
+    assert done.exit_code == 0, done.output
 
 
 def test_every_listed_case_can_be_run() -> None:
