@@ -181,6 +181,10 @@ def test_a_divergence_is_exit_code_1_and_is_written(tmp_path: Path, monkeypatch:
     assert "word 3 is 0x1 left" in path.read_text()
 
 
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("model", ["python", "native"])
 def test_ctrl_c_prints_what_was_done_so_far(kpti_path: Path, model: str) -> None:
     # An audit before every event keeps the core busy for long enough.
@@ -189,6 +193,8 @@ def test_ctrl_c_prints_what_was_done_so_far(kpti_path: Path, model: str) -> None
         process("replay", kpti_path, "--json", "--model", model, *options),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # A shell starts what runs in the background with Ctrl-C ignored, and a child inherits that.
+        preexec_fn=_heed_ctrl_c,  # noqa: PLW1509  nothing else runs in this process between fork and exec
     ) as child:
         # Time for imports, loading and part of the replays, which take longer in all.
         time.sleep(3)

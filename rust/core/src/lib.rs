@@ -27,8 +27,8 @@
 //!
 //! # Layers
 //!
-//! A module uses its own layer and lower ones: L0 `addr access regs error config stats trace`;
-//! L1 `paging role spte`; L2 `memory shadow requests`; L3 `mmu`; L4 `vcpu`; L5 `vm op run team replay state`.
+//! A module uses its own layer and lower ones: L0 `access addr config error op regs stats`; L1 `paging role spte trace`;
+//! L2 `memory requests shadow`; L3 `mmu`; L4 `vcpu`; L5 `replay run state team vm` (docs/architecture.md, 3).
 #![forbid(unsafe_code)]
 
 pub(crate) use shadow_mmu_sys::sync;
