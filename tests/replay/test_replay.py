@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -243,12 +244,23 @@ def test_policies_that_make_no_sense_are_refused(tiny: Recording, policies: list
         replay_recording(tiny, policies)
 
 
-# Slow enough that a signal finds it at work.
-SLOW: list[tuple[Implementation, Mode]] = [("native", "threads"), ("python", "ordered")]
+# Slow enough that a signal finds it at work: the core is so by an audit every few events.
+SLOW: list[tuple[Implementation, Mode, int | None]] = [("native", "threads", 20), ("python", "ordered", None)]
 
 
-@pytest.mark.parametrize(("model", "mode"), SLOW)
-def test_ctrl_c_ends_a_replay_with_what_was_done(kpti: Recording, model: Implementation, mode: Mode) -> None:
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """Undo what a shell does to what it starts in the background: ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
+@pytest.mark.parametrize(("model", "mode", "audit_every"), SLOW)
+def test_ctrl_c_ends_a_replay_with_what_was_done(
+    kpti: Recording, model: Implementation, mode: Mode, audit_every: int | None
+) -> None:
     pressed = threading.Event()
 
     def press(done: int) -> None:
@@ -258,7 +270,9 @@ def test_ctrl_c_ends_a_replay_with_what_was_done(kpti: Recording, model: Impleme
             time.sleep(0.01)
 
     before = signal.getsignal(signal.SIGINT)
-    report = replay_recording(kpti, [f"lru:{n}" for n in range(17)], model=model, mode=mode, progress=press)
+    report = replay_recording(
+        kpti, [f"lru:{n}" for n in range(17)], model=model, mode=mode, audit_every=audit_every, progress=press
+    )
     assert report.interrupted
     assert 0 < len(report.results) < 17
     last = report.results[-1]
@@ -285,8 +299,10 @@ def test_ctrl_c_between_two_replays_keeps_what_is_done(
     assert (report.interrupted, len(report.results)) == (True, at)
 
 
-@pytest.mark.parametrize(("model", "mode"), SLOW)
-def test_what_the_progress_callback_raises_comes_out(kpti: Recording, model: Implementation, mode: Mode) -> None:
+@pytest.mark.parametrize(("model", "mode", "audit_every"), SLOW)
+def test_what_the_progress_callback_raises_comes_out(
+    kpti: Recording, model: Implementation, mode: Mode, audit_every: int | None
+) -> None:
     class Enough(Exception):  # noqa: N818  a test's own
         pass
 
@@ -294,4 +310,6 @@ def test_what_the_progress_callback_raises_comes_out(kpti: Recording, model: Imp
         raise Enough
 
     with pytest.raises(Enough):
-        replay_recording(kpti, [f"lru:{n}" for n in range(17)], model=model, mode=mode, progress=stop)
+        replay_recording(
+            kpti, [f"lru:{n}" for n in range(17)], model=model, mode=mode, audit_every=audit_every, progress=stop
+        )
