@@ -135,7 +135,7 @@ _KPTI_ROWS: Final[Sequence[tuple[str, Callable[["KptiResult"], str]]]] = (
 def print_kpti(report: "KptiReport", out: Console) -> None:
     """Print the table of a KPTI run."""
     title = (
-        f"KPTI ping-pong: {report.vcpus} vCPUs, {report.processes} processes each, "
+        f"KPTI ping-pong: {report.vcpus} vCPUs, {report.processes} process{'es' if report.processes > 1 else ''} each, "
         f"{report.switches:,} switches each, {report.edits:g} table edits a switch, seed {report.seed}"
     )
     table = Table()
