@@ -138,6 +138,20 @@ class Stats:
     sync_pages_unchanged: int
     per_vcpu: tuple[VcpuStats, ...]
 
+    def figures(self) -> dict[str, Any]:
+        """Return what the JSON form of every result tells of its machine."""
+        return {
+            "cr3_writes": self.cr3.writes,
+            "cr3_same": self.cr3.same,
+            "cr3_same_locked": self.cr3.same_locked,
+            "cr3_lockless": self.cr3.lockless,
+            "cr3_locked": self.cr3.locked,
+            "mmu_lock": self.lock.as_dict(),
+            "counters": dict(self.counters),
+            "cr3_write_ns": self.cr3_write_ns and self.cr3_write_ns.as_dict(),
+            "shadow_bytes": self.shadow_bytes_peak,
+        }
+
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Self:
         """Read the dictionary that ``stats()`` of a machine returns."""

@@ -40,22 +40,13 @@ class KptiResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
-        stats, cr3 = self.stats, self.stats.cr3
         return {
             "policy": str(self.policy),
             "seconds": self.seconds,
             "switches_per_second": self.switches_per_second,
             "faults": self.faults,
             "violations": list(self.violations),
-            "cr3_writes": cr3.writes,
-            "cr3_same": cr3.same,
-            "cr3_same_locked": cr3.same_locked,
-            "cr3_lockless": cr3.lockless,
-            "cr3_locked": cr3.locked,
-            "mmu_lock": stats.lock.as_dict(),
-            "counters": dict(stats.counters),
-            "cr3_write_ns": stats.cr3_write_ns and stats.cr3_write_ns.as_dict(),
-            "shadow_bytes": stats.shadow_bytes_peak,
+            **self.stats.figures(),
         }
 
 

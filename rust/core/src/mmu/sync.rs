@@ -165,8 +165,8 @@ impl MmuLocked<'_> {
         if !self.shared.mutated(Mutant::SkipSync) {
             for index in 0..crate::addr::ENTRIES {
                 let at = SpteRef::new(sp, index);
-                if self.spte(at).is_present() {
-                    let before = self.spte(at);
+                let before = self.spte(at);
+                if before.is_present() {
                     flush |= self.sync_spte(at).0;
                     touched |= self.spte(at) != before;
                 }

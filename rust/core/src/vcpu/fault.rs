@@ -79,7 +79,7 @@ impl Vcpu {
         Ok(Handled::Retry)
     }
 
-    /// A fault for the guest, which evicts the address it is about (E070).
+    /// A fault for the guest, which evicts the translation of its address (SDM vol. 3A, 4.10.4.1; E070).
     fn inject(&mut self, shared: &Shared, gva: Gva, code: FaultCode) -> GuestFault {
         self.cx.stats.counters.pf_guest += 1;
         if shared.mutated(Mutant::FaultKeepsEntry) {
@@ -87,7 +87,7 @@ impl Vcpu {
         }
         self.tlb.drop_page(gva.page());
         if code.contains(FaultCode::PRESENT) && !code.contains(FaultCode::RSVD) {
-            self.evict_faulting_address(shared, gva);
+            self.invalidate_address(shared, self.root(), gva);
         }
         GuestFault { code }
     }

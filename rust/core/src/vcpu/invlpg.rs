@@ -41,15 +41,9 @@ impl Vcpu {
     }
 
     /// Syncs the entry for one address under one root: one acquisition of the lock for each root.
-    fn invalidate_address(&mut self, shared: &Shared, root: Hpa, gva: Gva) {
+    pub(crate) fn invalidate_address(&mut self, shared: &Shared, root: Hpa, gva: Gva) {
         if let Some(root) = root.shadow_page() {
             shared.lock(&mut self.cx, LockReason::Invlpg).sync_address(root, gva);
         }
-    }
-
-    /// A fault evicts the translation of its address (SDM vol. 3A, 4.10.4.1; E070).
-    pub(crate) fn evict_faulting_address(&mut self, shared: &Shared, gva: Gva) {
-        self.tlb.drop_page(gva.page());
-        self.invalidate_address(shared, self.root(), gva);
     }
 }
