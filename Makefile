@@ -66,7 +66,7 @@ clippy:
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
 	cargo clippy --package shadow-mmu --all-targets --features count-sync --quiet -- -D warnings
 	cargo clippy --package shadow-mmu-py --features mutants --quiet -- -D warnings
-	RUSTFLAGS="--cfg loom" cargo clippy --package shadow-mmu --package shadow-mmu-sys --lib --profile test --quiet \
+	RUSTFLAGS="--cfg loom" cargo clippy --package shadow-mmu --package shadow-mmu-sync --lib --profile test --quiet \
 		--target-dir target/loom -- -D warnings
 
 .PHONY: ruff
@@ -87,11 +87,11 @@ stubtest: $(VENV)/.dev
 loom: ## Explore the interleavings of the lock-free protocols, and see their weakened twins fail
 	RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=$${LOOM_MAX_PREEMPTIONS:-3} \
 	CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
-		cargo test --package shadow-mmu --package shadow-mmu-sys --release --lib --target-dir target/loom loom_
+		cargo test --package shadow-mmu --package shadow-mmu-sync --release --lib --target-dir target/loom loom_
 
 .PHONY: count-sync
 count-sync: ## Run the core's tests on the counting sync facade: what the fast path may not do, counted
-	cargo test --package shadow-mmu --package shadow-mmu-sys --features shadow-mmu/count-sync --quiet
+	cargo test --package shadow-mmu --package shadow-mmu-sync --package shadow-mmu-sys --features shadow-mmu/count-sync --quiet
 
 .PHONY: mutants
 mutants: build/mutants/_native.abi3.so ## Build the native module with single rules that can be switched off (for tests/mutants)

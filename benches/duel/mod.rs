@@ -16,7 +16,7 @@ use std::{
 use core_affinity::CoreId;
 use serde_json::{Value, json};
 use shadow_mmu::{Cpu, Policy, Vm};
-use shadow_mmu_sys::sync::{AtomicU64, Ordering, spin_loop};
+use shadow_mmu_sync::{AtomicU64, Ordering, spin_loop};
 
 use crate::support::{
     guest::{self, Pair, enter, switch},

@@ -1,9 +1,7 @@
 //! What the work costs at least: the same loads and stores without the rules. Not peers, floors.
 
-use shadow_mmu_sys::{
-    lock::Mutex,
-    sync::{AtomicBool, AtomicU32, Ordering},
-};
+use shadow_mmu_sync::{AtomicBool, AtomicU32, Ordering};
+use shadow_mmu_sys::lock::Mutex;
 
 use super::guest::Flat;
 

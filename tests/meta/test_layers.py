@@ -50,7 +50,7 @@ def used_modules(code: str) -> set[str]:
 
 def test_every_module_of_the_core_has_a_layer_and_the_table_names_no_other() -> None:
     modules = {path.relative_to(CORE).parts[0].removesuffix(".rs") for path in core_sources()} - {"lib"}
-    # The atomics come from rust/sys under the name `sync`.
+    # The atomics come from rust/sync under the name `sync`.
     assert set(layer_table()) == modules | {"sync"}
 
 

@@ -56,7 +56,7 @@ def test_no_access_is_sequentially_consistent() -> None:
 def test_every_loom_model_in_the_sources_runs_under_the_filter_of_make_loom() -> None:
     models = [
         path
-        for crate in ("core", "sys")
+        for crate in ("core", "sync")
         for path in (ROOT / "rust" / crate / "src").rglob("*.rs")
         if "loom_tests" in str(path)
     ]

@@ -31,7 +31,7 @@
 //! L2 `memory requests shadow`; L3 `mmu`; L4 `vcpu`; L5 `replay run state team vm` (docs/architecture.md, 3).
 #![forbid(unsafe_code)]
 
-pub(crate) use shadow_mmu_sys::sync;
+pub(crate) use shadow_mmu_sync as sync;
 
 #[cfg_attr(loom, allow(dead_code, reason = "the models use the protocols, not all of what is built on them"))]
 pub(crate) mod requests;

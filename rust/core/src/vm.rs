@@ -1,7 +1,6 @@
 //! A whole machine, and the way to its vCPUs.
 
-use lock_api::{Mutex, MutexGuard};
-use shadow_mmu_sys::lock::QueuedLock;
+use shadow_mmu_sys::lock::{Guard, Mutex};
 
 use crate::{
     access::{AccessFlags, AccessKind},
@@ -30,15 +29,15 @@ pub type PageWords = [u64; ENTRIES];
 #[derive(Debug)]
 pub struct Vm {
     pub(crate) shared: Shared,
-    vcpus: Box<[Mutex<QueuedLock, Vcpu>]>,
-    host: Mutex<QueuedLock, MmuCx>,
+    vcpus: Box<[Mutex<Vcpu>]>,
+    host: Mutex<MmuCx>,
 }
 
 /// Exclusive use of one vCPU.
 #[derive(Debug)]
 pub struct Cpu<'a> {
     shared: &'a Shared,
-    vcpu: MutexGuard<'a, QueuedLock, Vcpu>,
+    vcpu: Guard<'a, Vcpu>,
 }
 
 /// One shadow page, for people to look at.

@@ -5,7 +5,7 @@
 #![cfg(feature = "count-sync")]
 
 use shadow_mmu::{AccessFlags, AccessKind, Cpu, Gpa, Gva, Outcome, Policy, Vm, VmConfig};
-use shadow_mmu_sys::sync::count::{self, Counts};
+use shadow_mmu_sync::count::{self, Counts};
 
 const KERNEL: u64 = 0x10_0000;
 const USER: u64 = 0x10_8000;

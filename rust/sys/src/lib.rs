@@ -1,14 +1,11 @@
 //! What `shadow-mmu` needs and safe Rust cannot give, kept apart so that the core forbids `unsafe`.
 //!
-//! * [`sync`]: the atomics of the whole project, from `core`, from loom, or counting;
 //! * [`lock`]: the fair queued `mmu_lock`;
-//! * `mem`: large arrays of zero that cost nothing until they are touched, and never abort.
+//! * [`mem`]: large arrays of zero that cost nothing until they are touched, and never abort.
 //!
 //! Every `unsafe` block says why it is sound.
 
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
 pub mod lock;
-#[cfg(not(loom))]
 pub mod mem;
-pub mod sync;

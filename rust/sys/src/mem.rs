@@ -5,7 +5,7 @@
 
 use bytemuck::Zeroable;
 
-use crate::sync::{AtomicU32, AtomicU64};
+use shadow_mmu_sync::{AtomicU32, AtomicU64};
 
 /// The memory asked for cannot be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,7 +24,8 @@ fn zeroed<T: Zeroable>(count: usize) -> Result<Box<[T]>, OutOfMemory> {
 /// `count` 8-byte words, all 0.
 ///
 /// ```
-/// use shadow_mmu_sys::{mem::zeroed_words, sync::Ordering};
+/// use shadow_mmu_sync::Ordering;
+/// use shadow_mmu_sys::mem::zeroed_words;
 ///
 /// let words = zeroed_words(1 << 20)?;
 /// assert_eq!(words[12_345].load(Ordering::Relaxed), 0);

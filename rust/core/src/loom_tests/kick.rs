@@ -1,6 +1,6 @@
 //! P3, P5 and P6: the guest-mode handshake, against a sync and against the reuse of a shadow page.
 
-use shadow_mmu_sys::lock::QueuedLock;
+use shadow_mmu_sync::lock::QueuedLock;
 
 use super::{Model, STALE, breaks, holds};
 use crate::{

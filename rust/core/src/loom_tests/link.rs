@@ -1,6 +1,6 @@
 //! P12 and P2: the two pairs that store and then load what the other side stores, so that only full fences help.
 
-use shadow_mmu_sys::lock::QueuedLock;
+use shadow_mmu_sync::lock::QueuedLock;
 
 use super::{Model, STALE, breaks, holds};
 use crate::{

@@ -1,6 +1,6 @@
 //! P1, P1b and P4: the marks of a root against the SPTE that makes a guest table writable, and against its sync.
 
-use shadow_mmu_sys::lock::QueuedLock;
+use shadow_mmu_sync::lock::QueuedLock;
 
 use super::{Model, STALE, breaks, holds};
 use crate::{

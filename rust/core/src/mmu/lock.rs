@@ -6,13 +6,10 @@ use core::fmt;
 use std::time::Instant;
 
 use lock_api::{Mutex, MutexGuard};
-use shadow_mmu_sys::lock::{QueuedLock, lock_observed};
+use shadow_mmu_sys::lock::{RawMmuLock, lock_observed};
 
 use super::{MmuCx, MmuState, Shared};
 use crate::stats::LockReason;
-
-/// The kind of lock in use: fair and queued, as the kernel's.
-type RawMmuLock = QueuedLock;
 
 /// The `mmu_lock` and what it protects.
 pub(super) struct MmuLock(Mutex<RawMmuLock, MmuState>);

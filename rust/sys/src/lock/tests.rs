@@ -4,7 +4,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Mutex, QueuedLock, SLOTS, lock_observed};
+use shadow_mmu_sync::lock::{QueuedLock, SLOTS};
+
+use super::{Mutex, lock_observed};
 
 #[test]
 fn many_more_waiters_than_slots_lose_no_update() {
@@ -31,9 +33,9 @@ fn the_lock_is_granted_in_the_order_of_the_requests() {
     let order = Mutex::new(Vec::new());
     let queued = |n: u64| {
         // SAFETY: the raw lock is only looked at.
-        let raw: &QueuedLock = unsafe { order.raw() };
+        let raw: &QueuedLock = unsafe { &order.raw().0 };
         let deadline = Instant::now() + Duration::from_secs(20);
-        while raw.tail.0.load(crate::sync::Ordering::Relaxed) < n {
+        while raw.tickets() < n {
             assert!(Instant::now() < deadline, "thread {n} never queued");
             thread::yield_now();
         }
@@ -73,7 +75,7 @@ fn only_a_wait_counts_as_contention() {
     thread::scope(|scope| {
         scope.spawn(|| sender.send(lock_observed(&state).1));
         // SAFETY: the raw lock is only looked at.
-        while unsafe { state.raw() }.tail.0.load(crate::sync::Ordering::Relaxed) < 2 {
+        while unsafe { state.raw() }.0.tickets() < 2 {
             thread::yield_now();
         }
         // The second thread has its ticket; give it time to look at its slot.
@@ -102,7 +104,7 @@ fn a_panic_of_the_holder_releases_the_lock() {
 #[cfg(feature = "count-sync")]
 #[test]
 fn a_free_lock_costs_one_read_modify_write_one_load_and_one_store() {
-    use crate::sync::count::{Counts, reset, snapshot};
+    use shadow_mmu_sync::count::{Counts, reset, snapshot};
 
     let state = Mutex::new(());
     reset();

@@ -3,6 +3,11 @@
 //! * native: `core`'s, in types of the same layout;
 //! * native with the feature `count-sync`: the same, and they count what the calling thread does;
 //! * `--cfg loom`: loom's, so that a model checker runs the production types.
+//!
+//! Beside them [`lock`]: the raw lock of the `mmu_lock`, an algorithm over these atomics.
+#![cfg_attr(not(loom), forbid(unsafe_code))]
+
+pub mod lock;
 
 #[cfg(all(feature = "count-sync", not(loom)))]
 pub mod count;

@@ -5,7 +5,7 @@
 use loom::{cell::UnsafeCell, model::Builder, sync::Arc, thread};
 
 use super::{Handover, LockOrder, QueuedLock, SLOTS};
-use crate::sync::{AtomicU64, Ordering};
+use crate::{AtomicU64, Ordering};
 
 /// The load of the slot is Relaxed: the holder need not see what earlier ones wrote.
 struct ObserveRelaxed;

@@ -18,7 +18,7 @@ pub use std::thread::yield_now;
 macro_rules! count {
     ($what:ident) => {
         #[cfg(feature = "count-sync")]
-        $crate::sync::count::note(|counts| counts.$what += 1);
+        $crate::count::note(|counts| counts.$what += 1);
     };
 }
 pub(crate) use count;
