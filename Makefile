@@ -87,7 +87,7 @@ stubtest: $(VENV)/.dev
 loom: ## Explore the interleavings of the lock-free protocols, and see their weakened twins fail
 	RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=$${LOOM_MAX_PREEMPTIONS:-3} \
 	CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
-		cargo test --package shadow-mmu --package shadow-mmu-sync --release --lib --target-dir target/loom loom_
+		cargo test --package shadow-mmu --package shadow-mmu-sync --release --lib --target-dir target/loom models::
 
 .PHONY: count-sync
 count-sync: ## Run the core's tests on the counting sync facade: what the fast path may not do, counted

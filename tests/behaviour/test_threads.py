@@ -35,7 +35,7 @@ def test_e075_no_old_tlb_entry_is_used_once_a_remote_flush_has_returned(policy: 
     ],
 )
 def test_e051_who_flushes_after_a_table_was_written_sees_what_was_written(policy: str, flush: OpKind) -> None:
-    """D.1 and D.2 as the guest sees them; their orderings one by one are the loom tests' (rust/core/src/loom_tests)."""
+    """D.1 and D.2 as the guest sees them; their orderings one by one are the loom tests' (rust/core/src/models)."""
     until_they_met(lambda: races.publication_round(_native, None, policy, flush), 100)
 
 

@@ -39,7 +39,7 @@ pub(crate) mod requests;
 pub(crate) mod shadow;
 
 #[cfg(all(test, loom))]
-mod loom_tests;
+mod models;
 
 // Under loom only the protocol objects of `shadow::publish` and `requests` are built.
 #[cfg(not(loom))]

@@ -160,4 +160,4 @@ impl<O: LockOrder> Default for QueuedLock<O> {
 }
 
 #[cfg(all(test, loom))]
-mod loom_tests;
+mod models;

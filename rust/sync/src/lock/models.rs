@@ -124,22 +124,22 @@ fn trying<O: LockOrder + 'static>() {
 }
 
 #[test]
-fn loom_lock_excludes_and_publishes() {
+fn lock_excludes_and_publishes() {
     explore("lock exclusion", 3, exclusion::<Handover>);
 }
 
 #[test]
-fn loom_lock_with_waiters_that_share_a_slot() {
+fn lock_with_waiters_that_share_a_slot() {
     explore("lock shared slot", 2, sharing_a_slot::<Handover>);
 }
 
 #[test]
-fn loom_try_lock_excludes_and_publishes() {
+fn try_lock_excludes_and_publishes() {
     explore("lock try", 3, trying::<Handover>);
 }
 
 #[test]
-fn loom_grants_follow_the_order_of_the_requests() {
+fn grants_follow_the_order_of_the_requests() {
     explore("lock order", 3, || {
         let protected = Protected::<Handover>::new();
         let next = Arc::new(AtomicU64::new(0));
@@ -165,18 +165,18 @@ fn loom_grants_follow_the_order_of_the_requests() {
 
 #[test]
 #[should_panic(expected = "Causality violation")]
-fn loom_twin_lock_with_a_relaxed_observation_races() {
+fn twin_lock_with_a_relaxed_observation_races() {
     explore("twin", 3, exclusion::<ObserveRelaxed>);
 }
 
 #[test]
 #[should_panic(expected = "Causality violation")]
-fn loom_twin_lock_with_a_relaxed_grant_races() {
+fn twin_lock_with_a_relaxed_grant_races() {
     explore("twin", 3, exclusion::<GrantRelaxed>);
 }
 
 #[test]
 #[should_panic(expected = "Causality violation")]
-fn loom_twin_try_lock_with_a_relaxed_observation_races() {
+fn twin_try_lock_with_a_relaxed_observation_races() {
     explore("twin", 3, trying::<ObserveRelaxed>);
 }

@@ -204,99 +204,99 @@ fn p4<O: PublishOrder + 'static>(steps: Steps) -> Model {
 }
 
 #[test]
-fn loom_p1_a_flush_that_saw_the_signal_sees_the_marks() {
+fn p1_a_flush_that_saw_the_signal_sees_the_marks() {
     holds("P1", || p1::<KvmOrder>(Steps::Right));
     // The test itself may be Relaxed here: happens-before reaches it already. P4 is what its Acquire is for.
     holds("P1, test Relaxed", || p1::<ObserveRelaxed>(Steps::Right));
 }
 
 #[test]
-fn loom_p1_twin_spte_store_relaxed() {
+fn p1_twin_spte_store_relaxed() {
     breaks("P1 twin, SPTE store Relaxed", STALE, || p1::<StoreRelaxed>(Steps::Right));
 }
 
 #[test]
-fn loom_p1_twin_walk_relaxed() {
+fn p1_twin_walk_relaxed() {
     breaks("P1 twin, walk Relaxed", STALE, || p1::<WalkRelaxed>(Steps::Right));
 }
 
 #[test]
-fn loom_p1_twin_guest_signal_store_relaxed() {
+fn p1_twin_guest_signal_store_relaxed() {
     breaks("P1 twin, signal store Relaxed", STALE, || {
         p1_signalled::<KvmOrder>(Steps::Right, (Ordering::Relaxed, Ordering::Acquire))
     });
 }
 
 #[test]
-fn loom_p1_twin_guest_signal_load_relaxed() {
+fn p1_twin_guest_signal_load_relaxed() {
     breaks("P1 twin, signal load Relaxed", STALE, || {
         p1_signalled::<KvmOrder>(Steps::Right, (Ordering::Release, Ordering::Relaxed))
     });
 }
 
 #[test]
-fn loom_p1_twin_spte_before_marks() {
+fn p1_twin_spte_before_marks() {
     breaks("P1 twin, SPTE first", STALE, || p1::<KvmOrder>(Steps::SpteFirst));
 }
 
 #[test]
-fn loom_p1_twin_root_marked_late() {
+fn p1_twin_root_marked_late() {
     breaks("P1 twin, root late", STALE, || p1::<KvmOrder>(Steps::RootLate));
 }
 
 #[test]
-fn loom_p1_twin_root_not_marked() {
+fn p1_twin_root_not_marked() {
     breaks("P1 twin, root never", STALE, || p1::<KvmOrder>(Steps::RootNever));
 }
 
 #[test]
-fn loom_p1_twin_root_tested_before_the_signal() {
+fn p1_twin_root_tested_before_the_signal() {
     breaks("P1 twin, test early", STALE, || p1::<KvmOrder>(Steps::TestEarly));
 }
 
 #[test]
-fn loom_p1b_the_vcpu_that_stored_sees_the_marks() {
+fn p1b_the_vcpu_that_stored_sees_the_marks() {
     holds("P1b", || p1b::<KvmOrder>(Steps::Right));
     // KVM's barriers taken literally are enough for two: no third vCPU has to carry the marks on.
     holds("P1b, wmb and rmb only", || p1b::<FencesOnly>(Steps::LiteralBarriers));
 }
 
 #[test]
-fn loom_p1b_twin_spte_store_relaxed() {
+fn p1b_twin_spte_store_relaxed() {
     breaks("P1b twin, SPTE store Relaxed", STALE, || p1b::<StoreRelaxed>(Steps::Right));
 }
 
 #[test]
-fn loom_p1b_twin_walk_relaxed() {
+fn p1b_twin_walk_relaxed() {
     breaks("P1b twin, walk Relaxed", STALE, || p1b::<WalkRelaxed>(Steps::Right));
 }
 
 #[test]
-fn loom_p1b_twin_spte_before_marks() {
+fn p1b_twin_spte_before_marks() {
     breaks("P1b twin, SPTE first", STALE, || p1b::<KvmOrder>(Steps::SpteFirst));
 }
 
 #[test]
-fn loom_p4_a_root_seen_clean_has_its_leaves_synced() {
+fn p4_a_root_seen_clean_has_its_leaves_synced() {
     holds("P4", || p4::<KvmOrder>(Steps::Right));
 }
 
 #[test]
-fn loom_p4_twin_clear_relaxed() {
+fn p4_twin_clear_relaxed() {
     breaks("P4 twin, clear Relaxed", STALE, || p4::<ClearRelaxed>(Steps::Right));
 }
 
 #[test]
-fn loom_p4_twin_test_relaxed() {
+fn p4_twin_test_relaxed() {
     breaks("P4 twin, test Relaxed", STALE, || p4::<ObserveRelaxed>(Steps::Right));
 }
 
 #[test]
-fn loom_p4_twin_fence_before_the_test_only() {
+fn p4_twin_fence_before_the_test_only() {
     breaks("P4 twin, fence before the test", STALE, || p4::<ObserveRelaxed>(Steps::FenceBeforeTest));
 }
 
 #[test]
-fn loom_p4_twin_cleared_before_the_sync() {
+fn p4_twin_cleared_before_the_sync() {
     breaks("P4 twin, clear first", STALE, || p4::<KvmOrder>(Steps::ClearFirst));
 }

@@ -182,76 +182,76 @@ fn p6<H: HandshakeOrder + 'static>(wait: bool) -> Model {
 }
 
 #[test]
-fn loom_p3_a_sync_waits_for_the_stores_under_way() {
+fn p3_a_sync_waits_for_the_stores_under_way() {
     holds("P3", || p3::<KvmHandshake>(Steps::Right));
 }
 
 #[test]
-fn loom_p3_twin_without_the_fence_of_enter() {
+fn p3_twin_without_the_fence_of_enter() {
     breaks("P3 twin, no enter fence", STALE, || p3::<NoEnterFence>(Steps::Right));
 }
 
 #[test]
-fn loom_p3_twin_without_the_fence_of_the_kick() {
+fn p3_twin_without_the_fence_of_the_kick() {
     breaks("P3 twin, no kick fence", STALE, || p3::<NoKickFence>(Steps::Right));
 }
 
 #[test]
-fn loom_p3_twin_fences_acquire_release() {
+fn p3_twin_fences_acquire_release() {
     breaks("P3 twin, fences AcqRel", STALE, || p3::<FencesAcqRel>(Steps::Right));
 }
 
 #[test]
-fn loom_p3_twin_leave_relaxed() {
+fn p3_twin_leave_relaxed() {
     breaks("P3 twin, leave Relaxed", STALE, || p3::<LeaveRelaxed>(Steps::Right));
 }
 
 #[test]
-fn loom_p3_twin_wait_relaxed() {
+fn p3_twin_wait_relaxed() {
     breaks("P3 twin, wait Relaxed", STALE, || p3::<WaitRelaxed>(Steps::Right));
 }
 
 #[test]
-fn loom_p3_twin_without_a_wait() {
+fn p3_twin_without_a_wait() {
     breaks("P3 twin, no wait", STALE, || p3::<KvmHandshake>(Steps::NoWait));
 }
 
 #[test]
-fn loom_p3_twin_without_protection() {
+fn p3_twin_without_protection() {
     breaks("P3 twin, no protection", STALE, || p3::<KvmHandshake>(Steps::NoProtect));
 }
 
 #[test]
-fn loom_p3_twin_without_the_tlb_flush() {
+fn p3_twin_without_the_tlb_flush() {
     breaks("P3 twin, no TLB flush", STALE, || p3::<KvmHandshake>(Steps::NoFlush));
 }
 
 #[test]
-fn loom_p3_twin_synced_before_protection() {
+fn p3_twin_synced_before_protection() {
     breaks("P3 twin, sync first", STALE, || p3::<KvmHandshake>(Steps::SyncFirst));
 }
 
 #[test]
-fn loom_p6_a_page_is_not_reused_under_a_walk() {
+fn p6_a_page_is_not_reused_under_a_walk() {
     holds("P6", || p6::<KvmHandshake>(true));
 }
 
 #[test]
-fn loom_p6_twin_without_the_fence_of_enter() {
+fn p6_twin_without_the_fence_of_enter() {
     breaks("P6 twin, no enter fence", REUSED, || p6::<NoEnterFence>(true));
 }
 
 #[test]
-fn loom_p6_twin_without_the_fence_of_the_kick() {
+fn p6_twin_without_the_fence_of_the_kick() {
     breaks("P6 twin, no kick fence", REUSED, || p6::<NoKickFence>(true));
 }
 
 #[test]
-fn loom_p6_twin_fences_acquire_release() {
+fn p6_twin_fences_acquire_release() {
     breaks("P6 twin, fences AcqRel", REUSED, || p6::<FencesAcqRel>(true));
 }
 
 #[test]
-fn loom_p6_twin_without_a_wait() {
+fn p6_twin_without_a_wait() {
     breaks("P6 twin, no wait", REUSED, || p6::<KvmHandshake>(false));
 }

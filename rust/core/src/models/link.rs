@@ -176,51 +176,51 @@ fn p2<O: PublishOrder + 'static>() -> Model {
 }
 
 #[test]
-fn loom_p12_a_page_is_marked_then_synced_then_linked() {
+fn p12_a_page_is_marked_then_synced_then_linked() {
     holds("P12", || p12::<KvmOrder>(Link::MarkFirst));
 }
 
 #[test]
-fn loom_p12_twin_without_barriers() {
+fn p12_twin_without_barriers() {
     breaks("P12 twin, no barriers", STALE, || p12::<NoBarrier>(Link::MarkFirst));
 }
 
 #[test]
-fn loom_p12_twin_barriers_acquire_release() {
+fn p12_twin_barriers_acquire_release() {
     breaks("P12 twin, barriers AcqRel", STALE, || p12::<BarrierAcqRel>(Link::MarkFirst));
 }
 
 #[test]
-fn loom_p12_twin_link_relaxed() {
+fn p12_twin_link_relaxed() {
     breaks("P12 twin, link Relaxed", STALE, || p12::<LinkRelaxed>(Link::MarkFirst));
 }
 
 #[test]
-fn loom_p12_twin_sync_link_mark() {
+fn p12_twin_sync_link_mark() {
     breaks("P12 twin, sync link mark", STALE, || p12::<KvmOrder>(Link::MarkLast));
 }
 
 #[test]
-fn loom_p12_twin_sync_mark_link() {
+fn p12_twin_sync_mark_link() {
     breaks("P12 twin, sync mark link", STALE, || p12::<KvmOrder>(Link::MarkBetween));
 }
 
 #[test]
-fn loom_p12_twin_sync_mark_link_sync() {
+fn p12_twin_sync_mark_link_sync() {
     breaks("P12 twin, sync mark link sync", STALE, || p12::<KvmOrder>(Link::SyncTwice));
 }
 
 #[test]
-fn loom_p2_the_shadower_or_the_writer_sees_the_other() {
+fn p2_the_shadower_or_the_writer_sees_the_other() {
     holds("P2", p2::<KvmOrder>);
 }
 
 #[test]
-fn loom_p2_twin_without_barriers() {
+fn p2_twin_without_barriers() {
     breaks("P2 twin, no barriers", STALE, p2::<NoBarrier>);
 }
 
 #[test]
-fn loom_p2_twin_barriers_acquire_release() {
+fn p2_twin_barriers_acquire_release() {
     breaks("P2 twin, barriers AcqRel", STALE, p2::<BarrierAcqRel>);
 }
