@@ -1,0 +1,126 @@
+"""An oracle of 4- and 5-level paging written from the tables of the SDM (volume 3A, chapter 4) and nothing else.
+
+It works on arrays: one element is one translation. No word of it is shared with the core or the model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+Words = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
+
+# Table 4-15 to 4-20: bits of an entry.
+PRESENT, WRITABLE, USER, ACCESSED, DIRTY, PAGE_SIZE = (1 << bit for bit in (0, 1, 2, 5, 6, 7))
+NO_EXECUTE = 1 << 63
+# Section 4.7: bits of a page-fault error code.
+FAULT_PROTECTION, FAULT_WRITE, FAULT_USER, FAULT_RESERVED, FAULT_FETCH = 1, 2, 4, 8, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Registers:
+    """The control bits that the rules of section 4.6 read."""
+
+    wp: bool
+    nxe: bool
+    smep: bool
+    smap: bool
+
+    @staticmethod
+    def all() -> "list[Registers]":
+        """Return the 16 settings."""
+        return [Registers(*bits) for bits in product((False, True), repeat=4)]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """One kind of access: what, by whom, and whether EFLAGS.AC lifts SMAP (not for implicit supervisor accesses)."""
+
+    kind: str
+    user: bool
+    ac: bool
+    implicit: bool
+
+    @staticmethod
+    def all() -> "list[Access]":
+        """Return the 18 kinds, so ordered that an access which SMAP denies comes before one that it permits."""
+        who = [(True, False, False), (True, True, False), (False, False, False), (False, False, True)]
+        who += [(False, True, True), (False, True, False)]
+        return [Access(kind, *one) for one in who for kind in ("read", "write", "fetch")]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of each translation: ``fault`` or ``gpa``; the level of the entry that mapped it (0 for a fault)."""
+
+    fault: Mask
+    error: npt.NDArray[np.uint32]
+    gpa: Words
+    leaf: npt.NDArray[np.uint8]
+
+
+def reserved(level: int, maxphyaddr: int, registers: Registers) -> tuple[int, int]:
+    """Return the reserved bits of an entry at a level (4.5.4): those of a table's or 4 KiB page's, those of a large page's."""
+    high = (1 << 52) - (1 << maxphyaddr)
+    if not registers.nxe:
+        high |= NO_EXECUTE  # 4.1.4: the bit is reserved if IA32_EFER.NXE = 0
+    if level >= 4:
+        return high | PAGE_SIZE, high | PAGE_SIZE
+    large = {1: 0, 2: (1 << 21) - (1 << 13), 3: (1 << 30) - (1 << 13)}[level]
+    return high, high | large
+
+
+def judge(entries: Sequence[Words], linear: Words, access: Access, registers: Registers, maxphyaddr: int) -> Verdict:
+    """Translate ``linear`` through ``entries``: entry arrays from level 1 (``entries[0]``) to the root's level."""
+    count = len(linear)
+    going = np.ones(count, bool)
+    write = executable = user_page = np.ones(count, bool)
+    fault, error = np.zeros(count, bool), np.zeros(count, np.uint32)
+    gpa, leaf = np.zeros(count, np.uint64), np.zeros(count, np.uint8)
+    # 4.7: W/R and U/S tell the access; I/D only if SMEP or (PAE and NXE).
+    code = FAULT_WRITE * (access.kind == "write") | FAULT_USER * access.user
+    code |= FAULT_FETCH * (access.kind == "fetch" and (registers.nxe or registers.smep))
+
+    def stop(where: Mask, bits: int) -> None:
+        nonlocal going
+        fault[where], error[where] = True, code | bits
+        going = going & ~where
+
+    for level in range(len(entries), 0, -1):
+        entry = entries[level - 1]
+        stop(going & (entry & np.uint64(PRESENT) == 0), 0)
+        sized = (entry & np.uint64(PAGE_SIZE) != 0) & (level in (2, 3))
+        small_bits, large_bits = (np.uint64(mask) for mask in reserved(level, maxphyaddr, registers))
+        stop(going & (entry & np.where(sized, large_bits, small_bits) != 0), FAULT_PROTECTION | FAULT_RESERVED)
+        # 4.6.1: the rights of a translation are those that every entry on the way gives.
+        write = write & (entry & np.uint64(WRITABLE) != 0)
+        user_page = user_page & (entry & np.uint64(USER) != 0)
+        executable = executable & (entry & np.uint64(NO_EXECUTE) == 0)
+        ends = going & (sized | (level == 1))
+        stop(ends & ~_permitted(access, registers, write, user_page, executable), FAULT_PROTECTION)
+        ends = ends & going
+        offset = np.uint64((1 << (3 + 9 * level)) - 1)
+        frame = entry & np.uint64((1 << maxphyaddr) - 1) & ~np.uint64(0xFFF) & ~offset
+        gpa[ends] = (frame | linear & offset)[ends]
+        leaf[ends] = level
+        going = going & ~ends
+    assert not going.any()
+    return Verdict(fault, error, gpa, leaf)
+
+
+def _permitted(access: Access, registers: Registers, write: Mask, user_page: Mask, executable: Mask) -> Mask:
+    """Apply section 4.6.1 to accumulated rights."""
+    if access.kind == "fetch":
+        allowed = executable | (not registers.nxe)
+        if access.user:
+            return allowed & user_page
+        return allowed & ~(user_page & registers.smep)
+    if access.user:
+        return user_page & (write if access.kind == "write" else np.ones_like(write))
+    # Supervisor-mode data access: SMAP forbids user pages unless the access is explicit and EFLAGS.AC is set.
+    lifted = access.ac and not access.implicit
+    allowed = ~(user_page & (registers.smap and not lifted))
+    return allowed & write if access.kind == "write" and registers.wp else allowed
