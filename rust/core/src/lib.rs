@@ -40,6 +40,8 @@ pub(crate) mod shadow;
 
 #[cfg(all(test, loom))]
 mod models;
+#[cfg(all(test, not(loom)))]
+mod planted;
 
 // Under loom only the protocol objects of `shadow::publish` and `requests` are built.
 #[cfg(not(loom))]
