@@ -5,6 +5,7 @@ use core::{fmt, str::FromStr};
 use crate::{
     addr::Gpa,
     error::{Error, Result},
+    link::LinkPolicy,
 };
 
 /// Most vCPUs a machine may have (`KVM_MAX_VCPUS`).
@@ -173,6 +174,8 @@ pub struct VmConfig {
     pub vcpus: usize,
     /// What becomes of the current root at a CR3 write.
     pub policy: Policy,
+    /// How an already-unsync page is brought under another root.
+    pub link: LinkPolicy,
     /// Entries of each vCPU's software TLB; 0 = every access walks the shadow tables.
     pub tlb_entries: usize,
     /// Physical address width, 36..=52: higher bits are reserved in entries and in CR3.
@@ -193,6 +196,7 @@ impl Default for VmConfig {
             slots: Vec::new(),
             vcpus: 1,
             policy: Policy::Lru(3),
+            link: LinkPolicy::default(),
             tlb_entries: DEFAULT_TLB_ENTRIES,
             maxphyaddr: 46,
             trace: false,

@@ -59,6 +59,7 @@ impl Vm {
             // Saturating keeps a value that is out of range out of range: the core says what it accepts.
             vcpus: usize::try_from(vcpus.0).unwrap_or(usize::MAX),
             policy: policy.parse().map_err(refuse)?,
+            link: shadow_mmu::LinkPolicy::default(),
             tlb_entries: usize::try_from(tlb_entries.0).unwrap_or(usize::MAX),
             maxphyaddr: u8::try_from(maxphyaddr.0).unwrap_or(u8::MAX),
             trace,
