@@ -40,8 +40,8 @@ LEAF: Final = np.dtype([("gva", "<u8"), ("gpa", "<u8"), ("entry", "<u8"), ("acce
 """One mapped page: its addresses, its raw entry, the ACC bits accumulated over all levels (C.1), the level of the entry."""
 DEFAULT_LIMIT: Final = 1 << 22
 """Pages, of 26 bytes each: 16 GiB mapped in pages of 4 KiB."""
-_TABLES_SHARE: Final = 16
-"""At most one table is read for so many pages of the limit; a full table of 4 KiB pages has 512."""
+_TABLES_SHARE: Final = 64
+"""At most one table is read for so many pages of the limit; a table of 4 KiB pages has up to 512."""
 _LEAST_TABLES: Final = 4096
 _BATCH: Final = 256
 """Tables that are looked at together: 1 MiB of entries, and some 6 MiB for what is computed of them."""
@@ -188,7 +188,7 @@ class _Reader:
 def find_leaves(memory: PhysicalMemory, context: Context, root: int, *, limit: int = DEFAULT_LIMIT) -> Leaves:
     """Find every page that the tables under ``root`` map.
 
-    Memory: 60 bytes a page found, and 32 MiB at most for what waits and is computed.
+    Memory: 60 bytes a page found, and 16 MiB at most for what waits and is computed.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ def find_leaves(memory: PhysicalMemory, context: Context, root: int, *, limit: i
     root : int
         Physical address of the top table.
     limit : int
-        Most pages; of tables at most ``limit / 16`` are read, but always 4096.
+        Most pages; of tables at most ``limit / 64`` are read, but always 4096.
 
     Raises
     ------
