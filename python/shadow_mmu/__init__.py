@@ -13,11 +13,9 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from shadow_mmu._native import Vcpu, __version__
-    from shadow_mmu.dumps import MemoryDump, open_dump
     from shadow_mmu.errors import (
         ClosedError,
         ConfigError,
-        DumpError,
         GeneralProtection,
         GuestEvent,
         GuestMemoryError,
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
         UnsupportedModeError,
         VcpuBusyError,
     )
-    from shadow_mmu.pagewalk import PageWalk
     from shadow_mmu.policy import Policy
     from shadow_mmu.recording import Recording, load_recording
     from shadow_mmu.replay import replay_recording
@@ -43,13 +40,11 @@ if TYPE_CHECKING:
 __all__ = [
     "ClosedError",
     "ConfigError",
-    "DumpError",
     "GeneralProtection",
     "GuestEvent",
     "GuestMemoryError",
     "LockStats",
     "Memory",
-    "MemoryDump",
     "MemoryRangeError",
     "Memslot",
     "MmioExit",
@@ -57,7 +52,6 @@ __all__ = [
     "OpKind",
     "OutcomeCode",
     "PageFault",
-    "PageWalk",
     "Policy",
     "ProgramError",
     "Recording",
@@ -77,17 +71,14 @@ __all__ = [
     "Vm",
     "__version__",
     "load_recording",
-    "open_dump",
     "replay_recording",
 ]
 
 _HOMES = {
     "_native": ("Vcpu", "__version__"),
-    "dumps": ("MemoryDump", "open_dump"),
     "errors": (
         "ClosedError",
         "ConfigError",
-        "DumpError",
         "GeneralProtection",
         "GuestEvent",
         "GuestMemoryError",
@@ -101,7 +92,6 @@ _HOMES = {
         "UnsupportedModeError",
         "VcpuBusyError",
     ),
-    "pagewalk": ("PageWalk",),
     "policy": ("Policy",),
     "recording": ("Recording", "load_recording"),
     "replay": ("replay_recording",),

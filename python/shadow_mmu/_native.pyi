@@ -58,6 +58,7 @@ class Vm:
         trace: bool,
         lock_times: bool,
         cr3_times: bool,
+        lock: str = "queued",
         mutant: str | None = None,
     ) -> Vm: ...
     @property

@@ -17,6 +17,7 @@ from shadow_mmu.errors import ConfigError, ShadowMmuError
 from shadow_mmu.model import LegalTranslations, Machine, Outcome
 from shadow_mmu.model.ops import OP_RECORD
 from shadow_mmu.ops import Op, Pages
+from shadow_mmu.policy import Policy
 from shadow_mmu.types import OpKind
 from shadow_mmu.workloads.random import Stream, random_stream
 from shadow_mmu.workloads.world import MachineConfig
@@ -81,10 +82,12 @@ class NativeSubject:
     def __init__(self, config: MachineConfig, mutant: str | None = None) -> None:
         from shadow_mmu import _native  # noqa: PLC0415  two models can be compared without the core
 
+        policy = Policy.parse(config.policy)
         self.vm = _native.Vm(
             slots=list(config.slots),
             vcpus=config.vcpus,
-            policy=config.policy,
+            policy=policy.name,
+            lock=policy.lock,
             tlb_entries=config.tlb_entries,
             maxphyaddr=config.maxphyaddr,
             trace=True,

@@ -1,22 +1,30 @@
-"""The root-cache policies: how many previous roots a vCPU keeps and who pays for the sync (``docs/machine.md`` §3)."""
+"""The policies: how many previous roots a vCPU keeps and who pays for the sync (``docs/machine.md`` §3); what the lock is."""
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal, Self
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, Self, get_args
 
 from shadow_mmu.errors import ConfigError
 from shadow_mmu.types import MAX_PREVIOUS_ROOTS
 
 PolicyKind = Literal["locked", "seed", "lru"]
+LockKind = Literal["queued", "ticket", "ttas", "mutex", "rwlock"]
 
+LOCK_KINDS: Final[tuple[LockKind, ...]] = get_args(LockKind)
+# What may follow the name as ``,option=value``: the fields of Policy of these names. The first choice is the default.
+_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {"lock": LOCK_KINDS}
 _CHOICES = f"'locked', 'seed' or 'lru:N' with N = 0..{MAX_PREVIOUS_ROOTS}"
 _LRU = re.compile(r"lru:(0|[1-9][0-9]*)")
 
 
+def _listed(choices: tuple[str, ...]) -> str:
+    return f"{', '.join(choices[:-1])} or {choices[-1]}"
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What a CR3 write does with the outgoing root.
+    """What a CR3 write does with the outgoing root, and what kind of lock the mmu_lock is.
 
     ``locked`` is KVM before the 2018 patch (no previous root, every switch takes the mmu_lock), ``seed`` is that patch
     (one previous root), ``lru:N`` the modern kernel with N previous roots.
@@ -26,16 +34,21 @@ class Policy:
     kind : {"locked", "seed", "lru"}
     previous : int
         Number of previous roots: 0 for ``locked``, 1 for ``seed``, 0..16 for ``lru``.
+    lock : {"queued", "ticket", "ttas", "mutex", "rwlock"}
+        ``queued`` (MCS, the kernel's kind) and ``ticket`` are first come, first served; ``ttas`` (test-and-test-and-set)
+        is not; ``mutex`` puts waiters to sleep; ``rwlock`` is taken shared by what turns out to have nothing to do
+        (``docs/machine.md`` §12). It changes who waits, never what comes out.
 
     Raises
     ------
     ConfigError
-        The two do not go together.
+        The parts do not go together, or there is no such lock.
 
     """
 
     kind: PolicyKind
     previous: int
+    lock: LockKind = "queued"
 
     def __post_init__(self) -> None:
         if type(self.previous) is not int:
@@ -47,27 +60,31 @@ class Policy:
             raise ConfigError(
                 f"policy {self.kind!r} cannot have {self.previous} previous roots: expected {allowed[0]}..{allowed[-1]}"
             )
+        for name, choices in _OPTIONS.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise ConfigError(f"no {name} {value!r}: expected {_listed(choices)}")
 
     @classmethod
-    def locked(cls) -> Self:
+    def locked(cls, *, lock: LockKind = "queued") -> Self:
         """KVM before the patch: no cached root."""
-        return cls("locked", 0)
+        return cls("locked", 0, lock)
 
     @classmethod
-    def seed(cls) -> Self:
+    def seed(cls, *, lock: LockKind = "queued") -> Self:
         """Return the policy of the 2018 patch: one previous root and its tag."""
-        return cls("seed", 1)
+        return cls("seed", 1, lock)
 
     @classmethod
-    def lru(cls, previous: int = 3) -> Self:
+    def lru(cls, previous: int = 3, *, lock: LockKind = "queued") -> Self:
         """Return the policy of the modern kernel, which has three previous roots unless told otherwise."""
-        return cls("lru", previous)
+        return cls("lru", previous, lock)
 
     @classmethod
     def parse(cls, text: object) -> Self:
-        """Read ``locked``, ``seed`` or ``lru:N``.
+        """Read ``NAME[,lock=KIND]`` where ``NAME`` is ``locked``, ``seed`` or ``lru:N``.
 
-        >>> Policy.parse("lru:3") == Policy.lru(3)
+        >>> Policy.parse("lru:3,lock=ticket") == Policy.lru(3, lock="ticket")
         True
 
         Raises
@@ -76,14 +93,27 @@ class Policy:
             Anything else, with the text and the valid choices.
 
         """
-        if text == "locked":
-            return cls.locked()
-        if text == "seed":
-            return cls.seed()
-        match = _LRU.fullmatch(text) if isinstance(text, str) else None
-        if match is None or len(match[1]) > 2 or int(match[1]) > MAX_PREVIOUS_ROOTS:
+        name, *options = text.split(",") if isinstance(text, str) else (text,)
+        match = _LRU.fullmatch(name) if isinstance(name, str) else None
+        if name == "locked":
+            found = cls.locked()
+        elif name == "seed":
+            found = cls.seed()
+        elif match is not None and len(match[1]) <= 2 and int(match[1]) <= MAX_PREVIOUS_ROOTS:
+            found = cls.lru(int(match[1]))
+        else:
             raise ConfigError(f"no policy {text!r}: expected {_CHOICES}")
-        return cls.lru(int(match[1]))
+        given: dict[str, Any] = {}
+        for option in options:
+            key, _, value = option.partition("=")
+            if key not in _OPTIONS:
+                raise ConfigError(
+                    f"no option {option!r} in policy {text!r}: expected {', '.join(_OPTIONS)} with = and a value"
+                )
+            if key in given:
+                raise ConfigError(f"{key!r} is given twice in policy {text!r}: expected it at most once")
+            given[key] = value
+        return replace(found, **given)
 
     @classmethod
     def parse_list(cls, texts: Iterable[object]) -> list[Self]:
@@ -103,8 +133,47 @@ class Policy:
             policies.append(policy)
         return policies
 
-    def __str__(self) -> str:
+    @property
+    def name(self) -> str:
+        """``locked``, ``seed`` or ``lru:N``: the policy without its options."""
         return f"lru:{self.previous}" if self.kind == "lru" else self.kind
 
+    def _options(self) -> dict[str, str]:
+        """Return the options that are not as they are unless told otherwise."""
+        return {name: getattr(self, name) for name, choices in _OPTIONS.items() if getattr(self, name) != choices[0]}
+
+    def __str__(self) -> str:
+        return ",".join((self.name, *(f"{name}={value}" for name, value in self._options().items())))
+
     def __repr__(self) -> str:
-        return f"Policy.lru({self.previous})" if self.kind == "lru" else f"Policy.{self.kind}()"
+        arguments = [str(self.previous)] if self.kind == "lru" else []
+        arguments += [f"{name}={value!r}" for name, value in self._options().items()]
+        return f"Policy.{self.kind}({', '.join(arguments)})"
+
+
+def with_locks(policies: Iterable[Policy], locks: Iterable[object]) -> list[Policy]:
+    """Return each policy with each kind of lock; the policies as they are where no kind is given.
+
+    Raises
+    ------
+    ConfigError
+        A kind is none or comes twice, or a policy names a lock already.
+
+    """
+    given = list(policies)
+    kinds: list[LockKind] = []
+    for lock in locks:
+        kind = next((one for one in LOCK_KINDS if one == lock), None)
+        if kind is None:
+            raise ConfigError(f"no lock {lock!r}: expected {_listed(LOCK_KINDS)}")
+        if kind in kinds:
+            raise ConfigError(f"lock {kind!r} is given twice: expected each at most once")
+        kinds.append(kind)
+    if not kinds:
+        return given
+    for policy in given:
+        if policy.lock != LOCK_KINDS[0]:
+            raise ConfigError(
+                f"policy {str(policy)!r} names a lock: expected it there or in the list of locks, not both"
+            )
+    return [replace(policy, lock=kind) for policy in given for kind in kinds]

@@ -141,7 +141,8 @@ def _replay_native(
     vm = _native.Vm(
         slots=[(0, recording.ram_bytes)],
         vcpus=recording.vcpus,
-        policy=str(policy),
+        policy=policy.name,
+        lock=policy.lock,
         tlb_entries=1536,
         maxphyaddr=46,
         trace=False,

@@ -188,7 +188,8 @@ class Vm:
     vcpus : int
         1 to 1,024.
     policy : Policy or str
-        What a CR3 write does with the outgoing root: ``locked``, ``seed``, ``lru:0`` to ``lru:16``.
+        What a CR3 write does with the outgoing root: ``locked``, ``seed``, ``lru:0`` to ``lru:16``; and with ``,lock=KIND``
+        what the mmu_lock is.
     tlb_entries : int
         Size of each vCPU's software TLB; 0 keeps nothing.
     maxphyaddr : int
@@ -239,7 +240,8 @@ class Vm:
         self._native = _native.Vm(
             slots=[(slot.gpa, slot.bytes) for slot in slots],
             vcpus=count,
-            policy=str(self._policy),
+            policy=self._policy.name,
+            lock=self._policy.lock,
             tlb_entries=entries,
             maxphyaddr=width,
             trace=bool(trace),

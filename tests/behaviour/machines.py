@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from shadow_mmu.model import Machine, Op, Outcome
+from shadow_mmu.policy import Policy
 from shadow_mmu.workloads.world import MachineConfig
 
 
@@ -60,10 +61,12 @@ class NativeMachine:
     """The compiled core. ``module`` is the build to use, ``mutant`` the rule to switch off in it."""
 
     def __init__(self, module: ModuleType, config: MachineConfig, mutant: str | None = None) -> None:
+        policy = Policy.parse(config.policy)
         self.vm = module.Vm(
             slots=list(config.slots),
             vcpus=config.vcpus,
-            policy=config.policy,
+            policy=policy.name,
+            lock=policy.lock,
             tlb_entries=config.tlb_entries,
             maxphyaddr=config.maxphyaddr,
             trace=True,

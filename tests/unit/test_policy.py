@@ -3,11 +3,14 @@
 import pytest
 
 from shadow_mmu import ConfigError, Policy
+from shadow_mmu.policy import with_locks
 
 CHOICES = r"expected 'locked', 'seed' or 'lru:N' with N = 0..16"
 
 
-@pytest.mark.parametrize("text", ["locked", "seed", *(f"lru:{n}" for n in range(17))])
+@pytest.mark.parametrize(
+    "text", ["locked", "seed", *(f"lru:{n}" for n in range(17)), "seed,lock=ticket", "lru:3,lock=rwlock"]
+)
 def test_a_policy_reads_what_it_prints(text: str) -> None:
     policy = Policy.parse(text)
     assert str(policy) == text
@@ -38,6 +41,48 @@ def test_what_is_no_policy_is_refused_with_the_choices(text: object) -> None:
     with pytest.raises(ConfigError, match=CHOICES) as caught:
         Policy.parse(text)
     assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed,lock=mcs", r"no lock 'mcs': expected queued, ticket, ttas, mutex or rwlock"),
+        ("seed,lock=", r"no lock ''"),
+        ("seed,lock", r"no lock ''"),
+        ("seed,Lock=ticket", r"no option 'Lock=ticket' in policy 'seed,Lock=ticket': expected lock"),
+        ("seed,", r"no option ''"),
+        ("seed,lock=ticket,lock=ttas", r"'lock' is given twice"),
+        ("lock=ticket", CHOICES),
+    ],
+)
+def test_a_wrong_option_is_refused_with_the_choices(text: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        Policy.parse(text)
+
+
+def test_the_default_lock_is_queued_and_is_not_printed() -> None:
+    assert Policy.parse("lru:3,lock=queued") == Policy.lru(3)
+    assert str(Policy.parse("seed,lock=queued")) == "seed"
+    assert Policy.locked(lock="ttas").name == "locked"
+    assert Policy.seed(lock="ttas") != Policy.seed()
+    with pytest.raises(ConfigError, match="no lock None: expected queued"):
+        Policy.lru(3, lock=None)  # type: ignore[arg-type]
+
+
+def test_locks_multiply_policies() -> None:
+    policies = [Policy.seed(), Policy.lru()]
+    assert with_locks(policies, []) == policies
+    assert [str(one) for one in with_locks(policies, ["queued", "ttas"])] == [
+        "seed",
+        "seed,lock=ttas",
+        "lru:3",
+        "lru:3,lock=ttas",
+    ]
+    for locks, expected in ((["spin"], "no lock 'spin': expected"), (["ttas", "ttas"], "'ttas' is given twice")):
+        with pytest.raises(ConfigError, match=expected):
+            with_locks(policies, locks)
+    with pytest.raises(ConfigError, match="'seed,lock=ticket' names a lock"):
+        with_locks([Policy.seed(lock="ticket")], ["queued"])
 
 
 def test_a_policy_given_twice_is_refused() -> None:

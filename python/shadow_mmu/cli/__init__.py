@@ -3,7 +3,6 @@
 import click
 
 from shadow_mmu.cli.diff import diff
-from shadow_mmu.cli.dumps import maps, walk
 from shadow_mmu.cli.replay import replay
 from shadow_mmu.cli.run import run
 from shadow_mmu.litmus.cli import litmus
@@ -12,8 +11,8 @@ from shadow_mmu.litmus.cli import litmus
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="shadow-mmu", prog_name="shadow-mmu")
 def main() -> None:
-    """KVM's x86 shadow MMU as a library: replay real guests, run workloads, compare core and model, read dumps."""
+    """KVM's x86 shadow MMU as a library: replay real guests, run workloads, compare core and model."""
 
 
-for command in (replay, run, diff, litmus, maps, walk):
+for command in (replay, run, diff, litmus):
     main.add_command(command)

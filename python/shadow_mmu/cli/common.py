@@ -13,7 +13,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import click
 
 from shadow_mmu.errors import ConfigError, ShadowMmuError
-from shadow_mmu.policy import Policy
+from shadow_mmu.policy import LOCK_KINDS, Policy, with_locks
 
 __all__ = ["finish", "json_option", "policy_option", "progress_bar", "rate", "seed_option", "typed_errors"]
 
@@ -50,8 +50,25 @@ def _policies(_context: click.Context, _parameter: click.Parameter, texts: tuple
         raise click.BadParameter(str(error)) from error
 
 
-def policy_option(*default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return the option ``--policy``, to be given any number of times, with these defaults."""
+def policy_option(*default: str) -> Callable[[Callable[..., _R]], Callable[..., _R]]:
+    """Return the options ``--policy`` and ``--lock``, each to be given any number of times, with these default policies.
+
+    The command gets their product as ``policies``.
+    """
+
+    def decorate(command: Callable[..., _R]) -> Callable[..., _R]:
+        @wraps(command)
+        def combined(*, policies: list[Policy], locks: tuple[str, ...], **others: object) -> _R:
+            return command(policies=with_locks(policies, locks), **others)
+
+        for option in (_lock_option, _policy_options(default)):
+            option(combined)
+        return combined
+
+    return decorate
+
+
+def _policy_options(default: tuple[str, ...]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return click.option(
         "--policy",
         "policies",
@@ -62,6 +79,15 @@ def policy_option(*default: str) -> Callable[[Callable[..., Any]], Callable[...,
         metavar="POLICY",
         help="locked, seed or lru:N with N = 0..16; may be given several times, each at most once.",
     )
+
+
+_lock_option = click.option(
+    "--lock",
+    "locks",
+    multiple=True,
+    type=click.Choice(LOCK_KINDS),
+    help="Kind of mmu_lock; given several times, each policy is run with each.  [default: queued]",
+)
 
 
 def rate(_context: click.Context, _parameter: click.Parameter, value: float) -> float:

@@ -73,7 +73,7 @@ class Machine:
     vcpus : int
         How many vCPUs: 1..1024.
     policy : str
-        ``"locked"``, ``"seed"`` or ``"lru:N"``.
+        ``"locked"``, ``"seed"`` or ``"lru:N"``, with ``,lock=KIND`` where the kind of lock matters.
     tlb_entries : int
         Size of each vCPU's TLB; 0 keeps nothing.
     maxphyaddr : int

@@ -9,8 +9,7 @@ from shadow_mmu.errors import ConfigError
 from shadow_mmu.policy import Policy
 from shadow_mmu.stats import Stats
 from shadow_mmu.vm import Vm
-from shadow_mmu.workloads.kpti import kpti_pingpong
-from shadow_mmu.workloads.workload import Workload
+from shadow_mmu.workloads.kpti import KptiWorkload, kpti_pingpong
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,7 @@ class KptiResult:
         """Return the JSON form."""
         return {
             "policy": str(self.policy),
+            "lock": self.policy.lock,
             "seconds": self.seconds,
             "switches_per_second": self.switches_per_second,
             "faults": self.faults,
@@ -138,12 +138,12 @@ def _advance(progress: Callable[[int], None], before: int, done: int) -> None:
 
 
 def _run_one(
-    workload: Workload, policy: Policy, progress: Callable[[int], None] | None, *, lock_times: bool
+    workload: KptiWorkload, policy: Policy, progress: Callable[[int], None] | None, *, lock_times: bool
 ) -> KptiResult:
     vcpus = len(workload.programs)
     with Vm(memory=workload.memory, vcpus=vcpus, policy=policy, lock_times=lock_times) as vm:
         vm.memory.write(0, workload.image.words)
         report = vm.run(workload.programs, pin=True, progress=progress)
-        rate = workload.switches / report.seconds if report.seconds else 0.0
+        rate = vcpus * workload.switches / report.seconds if report.seconds else 0.0
         violations = tuple(vm.audit())
         return KptiResult(policy, report.seconds, rate, report.faults, violations, vm.stats)

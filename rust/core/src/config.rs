@@ -1,11 +1,13 @@
 //! What a machine is made of: memory, vCPUs, root policy.
 
+mod lock_kind;
+
 use core::{fmt, str::FromStr};
 
+pub use self::lock_kind::LockKind;
 use crate::{
     addr::Gpa,
     error::{Error, Result},
-    link::LinkPolicy,
 };
 
 /// Most vCPUs a machine may have (`KVM_MAX_VCPUS`).
@@ -174,8 +176,8 @@ pub struct VmConfig {
     pub vcpus: usize,
     /// What becomes of the current root at a CR3 write.
     pub policy: Policy,
-    /// How an already-unsync page is brought under another root.
-    pub link: LinkPolicy,
+    /// What the `mmu_lock` is.
+    pub lock: LockKind,
     /// Entries of each vCPU's software TLB; 0 = every access walks the shadow tables.
     pub tlb_entries: usize,
     /// Physical address width, 36..=52: higher bits are reserved in entries and in CR3.
@@ -196,7 +198,7 @@ impl Default for VmConfig {
             slots: Vec::new(),
             vcpus: 1,
             policy: Policy::Lru(3),
-            link: LinkPolicy::default(),
+            lock: LockKind::default(),
             tlb_entries: DEFAULT_TLB_ENTRIES,
             maxphyaddr: 46,
             trace: false,

@@ -35,7 +35,7 @@ pub(crate) struct Vm {
 #[pymethods]
 impl Vm {
     #[new]
-    #[pyo3(signature = (*, slots, vcpus, policy, tlb_entries, maxphyaddr, trace, lock_times, cr3_times, mutant=None))]
+    #[pyo3(signature = (*, slots, vcpus, policy, tlb_entries, maxphyaddr, trace, lock_times, cr3_times, lock="queued", mutant=None))]
     #[expect(
         clippy::too_many_arguments,
         clippy::needless_pass_by_value,
@@ -51,6 +51,7 @@ impl Vm {
         trace: bool,
         lock_times: bool,
         cr3_times: bool,
+        lock: &str,
         mutant: Option<&str>,
     ) -> PyResult<Self> {
         let refuse = |error| errors::from_core(py, &error);
@@ -59,7 +60,7 @@ impl Vm {
             // Saturating keeps a value that is out of range out of range: the core says what it accepts.
             vcpus: usize::try_from(vcpus.0).unwrap_or(usize::MAX),
             policy: policy.parse().map_err(refuse)?,
-            link: shadow_mmu::LinkPolicy::default(),
+            lock: lock.parse().map_err(refuse)?,
             tlb_entries: usize::try_from(tlb_entries.0).unwrap_or(usize::MAX),
             maxphyaddr: u8::try_from(maxphyaddr.0).unwrap_or(u8::MAX),
             trace,

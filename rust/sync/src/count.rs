@@ -16,7 +16,7 @@ pub struct Counts {
     pub rmws: u64,
     /// Fences of any order.
     pub fences: u64,
-    /// Acquisitions of a [`QueuedLock`](crate::lock::QueuedLock); its own accesses are counted too.
+    /// Acquisitions of a lock; what it does itself is counted too, unless it is of another crate.
     pub locks: u64,
 }
 

@@ -1,18 +1,17 @@
 //! The `mmu_lock`: taken for a reason, counted per vCPU, held as a value.
 //!
-//! The lock itself is a raw lock of `shadow-mmu-sys` behind `lock_api`, so another kind is another type here.
+//! The lock itself is a raw lock of `shadow-mmu-sys` behind `lock_api`; its kind is chosen here, when the machine is made.
 
 use core::fmt;
 use std::time::Instant;
 
-use lock_api::{Mutex, MutexGuard};
-use shadow_mmu_sys::lock::{RawMmuLock, lock_observed};
+use shadow_mmu_sys::lock::{self, RawMmuLock, WriteGuard, lock_observed};
 
 use super::{MmuCx, MmuState, Shared};
-use crate::stats::LockReason;
+use crate::{config::LockKind, stats::LockReason};
 
 /// The `mmu_lock` and what it protects.
-pub(super) struct MmuLock(Mutex<RawMmuLock, MmuState>);
+pub(super) struct MmuLock(lock::MmuLock<MmuState>);
 
 impl fmt::Debug for MmuLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -21,8 +20,15 @@ impl fmt::Debug for MmuLock {
 }
 
 impl MmuLock {
-    pub(super) fn new(state: MmuState) -> Self {
-        Self(Mutex::new(state))
+    pub(super) fn new(kind: LockKind, state: MmuState) -> Self {
+        let raw = match kind {
+            LockKind::Queued => RawMmuLock::queued(),
+            LockKind::Ticket => RawMmuLock::ticket(),
+            LockKind::Ttas => RawMmuLock::ttas(),
+            LockKind::Mutex => RawMmuLock::mutex(),
+            LockKind::RwLock => RawMmuLock::read_write(),
+        };
+        Self(lock::MmuLock::from_raw(raw, state))
     }
 }
 
@@ -30,7 +36,7 @@ impl MmuLock {
 pub(crate) struct MmuLocked<'a> {
     pub(crate) shared: &'a Shared,
     pub(crate) cx: &'a mut MmuCx,
-    pub(crate) state: MutexGuard<'a, RawMmuLock, MmuState>,
+    pub(crate) state: WriteGuard<'a, MmuState>,
     since: Option<Instant>,
 }
 
@@ -62,8 +68,8 @@ impl Shared {
 
 impl Shared {
     /// The locked state of a machine at rest, for those who look at it from outside: no reason, no count.
-    pub(crate) fn peek(&self) -> MutexGuard<'_, RawMmuLock, MmuState> {
-        self.state.0.lock()
+    pub(crate) fn peek(&self) -> WriteGuard<'_, MmuState> {
+        self.state.0.write()
     }
 }
 

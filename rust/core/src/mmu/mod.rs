@@ -138,7 +138,7 @@ impl Shared {
             arena: ShadowArena::default(),
             modes: (0..config.vcpus).map(|_| GuestMode::default()).collect(),
             indirect_shadow_pages: TrackHint::default(),
-            state: lock::MmuLock::new(state),
+            state: lock::MmuLock::new(config.lock, state),
             config,
         })
     }

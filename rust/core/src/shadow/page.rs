@@ -4,7 +4,6 @@
 
 use smallvec::SmallVec;
 
-use super::root_refs::RootRefs;
 use crate::{
     access::Access,
     addr::{ENTRIES, Gfn, SpteRef},
@@ -84,7 +83,7 @@ pub(crate) struct SpLocked {
     /// Role word.
     pub role: PageRole,
     /// References by vCPUs' current and previous roots.
-    pub root_refs: RootRefs,
+    pub root_count: u32,
     /// Non-leaf SPTEs that lead here. KVM: `parent_ptes`.
     pub parents: SmallVec<[SpteRef; 2]>,
     /// Children that are or lead to unsync pages.
@@ -100,7 +99,7 @@ impl SpLocked {
             life: Life::Free,
             gfn: Gfn::new(0),
             role: PageRole::from_word(1),
-            root_refs: RootRefs::NONE,
+            root_count: 0,
             parents: SmallVec::new(),
             unsync_bitmap: Bitmap512::default(),
             recorded: None,
@@ -112,7 +111,7 @@ impl SpLocked {
         self.life = Life::Active;
         self.gfn = gfn;
         self.role = role;
-        self.root_refs = RootRefs::NONE;
+        self.root_count = 0;
         self.parents.clear();
         self.unsync_bitmap = Bitmap512::default();
     }

@@ -1,35 +1,73 @@
-//! The lock under loom: exclusion, order of the grants, visibility; and what each order is there for.
+//! The locks under loom: exclusion, visibility, order of the grants; and what each order is there for.
 //!
-//! The twins weaken one order each and must fail: loom then reports the data race on the cell.
+//! Each model is generic over the lock. The right lock must hold in every execution; each *twin* has one order weakened
+//! and must be caught. Loom reports two accesses that are not ordered as a "Causality violation": of the protected
+//! cell, or of the life of a queue node. That nobody waits for ever is checked too: a thread that waits for what no
+//! longer comes is a deadlock, or spins until loom gives up on the execution.
+
+#![allow(clippy::disallowed_types, reason = "the count of executions is outside the models")]
+
+mod queued;
+mod ticket;
+mod ttas;
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc as Counter, atomic::AtomicU64 as AtomicCount},
+};
 
 use loom::{cell::UnsafeCell, model::Builder, sync::Arc, thread};
 
-use super::{Handover, LockOrder, QueuedLock, SLOTS};
+use super::{Grant, QueuedLock, TicketLock, TtasLock};
 use crate::{AtomicU64, Ordering};
 
-/// The load of the slot is Relaxed: the holder need not see what earlier ones wrote.
-struct ObserveRelaxed;
-impl LockOrder for ObserveRelaxed {
-    const OBSERVE_GRANT: Ordering = Ordering::Relaxed;
-    const GRANT: Ordering = Ordering::Release;
+/// Loom's report of a race.
+const RACE: &str = "Causality violation";
+
+/// What the models ask of a lock.
+trait Lock: 'static {
+    fn free() -> Self;
+    fn acquire(&self) -> (Grant, bool);
+    fn try_acquire(&self) -> Option<Grant>;
+    fn release(&self, grant: Grant);
+    fn is_held(&self) -> bool;
 }
 
-/// The store of the grant is Relaxed: it may be seen before what the holder wrote.
-struct GrantRelaxed;
-impl LockOrder for GrantRelaxed {
-    const OBSERVE_GRANT: Ordering = Ordering::Acquire;
-    const GRANT: Ordering = Ordering::Relaxed;
+macro_rules! lock {
+    ($lock:ty, $order:path $(, $nodes:ident)?) => {
+        impl<O: $order + 'static $(, const $nodes: usize)?> Lock for $lock {
+            fn free() -> Self {
+                Self::new()
+            }
+            fn acquire(&self) -> (Grant, bool) {
+                self.acquire()
+            }
+            fn try_acquire(&self) -> Option<Grant> {
+                self.try_acquire()
+            }
+            fn release(&self, grant: Grant) {
+                self.release(grant);
+            }
+            fn is_held(&self) -> bool {
+                self.is_held()
+            }
+        }
+    };
 }
 
-struct Protected<O> {
-    lock: QueuedLock<O>,
+lock!(QueuedLock<O, N>, super::queued::QueuedOrder, N);
+lock!(TicketLock<O>, super::ticket::TicketOrder);
+lock!(TtasLock<O>, super::ttas::TtasOrder);
+
+struct Protected<L> {
+    lock: L,
     /// Not atomic: loom fails the model if two accesses are not ordered.
     value: UnsafeCell<u64>,
 }
 
-impl<O: LockOrder> Protected<O> {
+impl<L: Lock> Protected<L> {
     fn new() -> Arc<Self> {
-        Arc::new(Self { lock: QueuedLock::new(), value: UnsafeCell::new(0) })
+        Arc::new(Self { lock: L::free(), value: UnsafeCell::new(0) })
     }
 
     fn add_one(&self) {
@@ -41,55 +79,92 @@ impl<O: LockOrder> Protected<O> {
         // SAFETY: as above.
         self.value.with(|value| unsafe { *value })
     }
+
+    fn locked_add(&self) {
+        let (grant, _) = self.lock.acquire();
+        self.add_one();
+        self.lock.release(grant);
+    }
 }
 
-#[allow(clippy::disallowed_types, reason = "the count of executions is outside the model")]
-#[allow(clippy::print_stdout, reason = "the size of each exploration is what a reader of the run looks for")]
-fn explore(name: &str, preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
-    let executions = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+/// Preemptions of each execution at most.
+const PREEMPTIONS: usize = 3;
+/// The same where two threads spin on one word: with three, loom can let them take turns for ever.
+const FEWER: usize = 2;
+
+fn explore(preemptions: usize, model: fn()) -> (u64, Result<(), String>) {
+    let executions = Counter::new(AtomicCount::new(0));
     let mut builder = Builder::new();
     builder.preemption_bound = Some(preemptions);
-    let count = std::sync::Arc::clone(&executions);
-    builder.check(move || {
-        count.fetch_add(1, Ordering::Relaxed);
-        model();
+    let count = Counter::clone(&executions);
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        builder.check(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            model();
+        });
+    }));
+    let outcome = outcome.map_err(|panic| match panic.downcast::<String>() {
+        Ok(text) => *text,
+        Err(panic) => panic.downcast::<&str>().map_or_else(|_| String::new(), |text| (*text).to_owned()),
     });
-    println!("{name}: {} executions", executions.load(Ordering::Relaxed));
+    (executions.load(Ordering::Relaxed), outcome)
 }
 
-fn exclusion<O: LockOrder + 'static>() {
-    let protected = Protected::<O>::new();
+/// The model holds in every execution.
+#[track_caller]
+fn holds(name: &str, model: fn()) {
+    holds_within(PREEMPTIONS, name, model);
+}
+
+#[track_caller]
+fn holds_within(preemptions: usize, name: &str, model: fn()) {
+    let (executions, outcome) = explore(preemptions, model);
+    assert_eq!(outcome, Ok(()), "{name} fails in execution {executions}");
+    report(&format!("{name}: holds in all {executions} executions"));
+}
+
+/// The twin fails, with `why` in its message.
+#[track_caller]
+fn breaks(name: &str, why: &str, model: fn()) {
+    let (executions, outcome) = explore(PREEMPTIONS, model);
+    let message = outcome.expect_err("the weakened twin was not caught");
+    assert!(message.contains(why), "{name} fails for another reason: {message}");
+    report(&format!("{name}: caught in execution {executions}"));
+}
+
+/// Shown by `cargo test -- --nocapture`.
+#[allow(clippy::print_stdout, reason = "the size of each exploration is what a reader of the run looks for")]
+fn report(line: &str) {
+    println!("{line}");
+}
+
+/// Two threads and the one that began them, each once; who comes last finds it free.
+fn exclusion<L: Lock>() {
+    let protected = Protected::<L>::new();
     let threads: Vec<_> = (0..2)
         .map(|_| {
             let protected = protected.clone();
-            thread::spawn(move || {
-                let (grant, _) = protected.lock.acquire();
-                protected.add_one();
-                protected.lock.release(grant);
-            })
+            thread::spawn(move || protected.locked_add())
         })
         .collect();
     for thread in threads {
         thread.join().unwrap();
     }
     let (grant, contended) = protected.lock.acquire();
-    assert!(!contended);
+    assert!(!contended, "nobody else is there");
     assert_eq!(protected.read(), 2);
     protected.lock.release(grant);
+    assert!(!protected.lock.is_held());
 }
 
-/// The main thread holds; two others queue (three tickets on two slots), and a third tries.
-fn sharing_a_slot<O: LockOrder + 'static>() {
-    let protected = Protected::<O>::new();
+/// The main thread holds while others come: they wait, and each gets it.
+fn queueing<L: Lock, const WAITERS: u64, const TIMES: u64>() {
+    let protected = Protected::<L>::new();
     let (first, _) = protected.lock.acquire();
-    let threads: Vec<_> = (0..SLOTS)
+    let threads: Vec<_> = (0..WAITERS)
         .map(|_| {
             let protected = protected.clone();
-            thread::spawn(move || {
-                let (grant, _) = protected.lock.acquire();
-                protected.add_one();
-                protected.lock.release(grant);
-            })
+            thread::spawn(move || (0..TIMES).for_each(|_| protected.locked_add()))
         })
         .collect();
     protected.add_one();
@@ -98,12 +173,13 @@ fn sharing_a_slot<O: LockOrder + 'static>() {
         thread.join().unwrap();
     }
     let (grant, _) = protected.lock.acquire();
-    assert_eq!(protected.read(), 1 + SLOTS as u64);
+    assert_eq!(protected.read(), 1 + WAITERS * TIMES);
     protected.lock.release(grant);
 }
 
-fn trying<O: LockOrder + 'static>() {
-    let protected = Protected::<O>::new();
+/// One takes the lock, one tries to.
+fn trying<L: Lock>() {
+    let protected = Protected::<L>::new();
     let other = protected.clone();
     let thread = thread::spawn(move || {
         let taken = other.lock.try_acquire();
@@ -114,69 +190,34 @@ fn trying<O: LockOrder + 'static>() {
         }
         got
     });
-    let (grant, _) = protected.lock.acquire();
-    protected.add_one();
-    protected.lock.release(grant);
+    protected.locked_add();
     let got = thread.join().unwrap();
     let (grant, _) = protected.lock.acquire();
     assert_eq!(protected.read(), 1 + u64::from(got));
     protected.lock.release(grant);
 }
 
-#[test]
-fn lock_excludes_and_publishes() {
-    explore("lock exclusion", 3, exclusion::<Handover>);
-}
-
-#[test]
-fn lock_with_waiters_that_share_a_slot() {
-    explore("lock shared slot", 2, sharing_a_slot::<Handover>);
-}
-
-#[test]
-fn try_lock_excludes_and_publishes() {
-    explore("lock try", 3, trying::<Handover>);
-}
-
-#[test]
-fn grants_follow_the_order_of_the_requests() {
-    explore("lock order", 3, || {
-        let protected = Protected::<Handover>::new();
-        let next = Arc::new(AtomicU64::new(0));
-        let (first, _) = protected.lock.acquire();
-        let spawn = || {
-            let (protected, next) = (protected.clone(), next.clone());
-            thread::spawn(move || {
-                let (grant, _) = protected.lock.acquire();
-                // Tickets 1 and 2: the place in the queue is the ticket.
-                assert_eq!(next.load(Ordering::Relaxed) + 1, grant.0);
-                next.store(grant.0, Ordering::Relaxed);
-                protected.lock.release(grant);
-            })
-        };
-        let threads = [spawn(), spawn()];
-        protected.lock.release(first);
-        for thread in threads {
-            thread.join().unwrap();
-        }
-        assert_eq!(next.load(Ordering::Relaxed), 2);
-    });
-}
-
-#[test]
-#[should_panic(expected = "Causality violation")]
-fn twin_lock_with_a_relaxed_observation_races() {
-    explore("twin", 3, exclusion::<ObserveRelaxed>);
-}
-
-#[test]
-#[should_panic(expected = "Causality violation")]
-fn twin_lock_with_a_relaxed_grant_races() {
-    explore("twin", 3, exclusion::<GrantRelaxed>);
-}
-
-#[test]
-#[should_panic(expected = "Causality violation")]
-fn twin_try_lock_with_a_relaxed_observation_races() {
-    explore("twin", 3, trying::<ObserveRelaxed>);
+/// While the main thread holds, one waiter joins, then, knowing that, another: `joined` tells that the first one did.
+fn first_come_first_served<L: Lock>(joined: impl Fn(&L) -> bool) {
+    let protected = Protected::<L>::new();
+    let turn = Arc::new(AtomicU64::new(0));
+    let (held, _) = protected.lock.acquire();
+    let spawn = |number: u64| {
+        let (protected, turn) = (protected.clone(), turn.clone());
+        thread::spawn(move || {
+            let (grant, _) = protected.lock.acquire();
+            assert_eq!(turn.load(Ordering::Relaxed), number, "overtaken");
+            turn.store(number + 1, Ordering::Relaxed);
+            protected.lock.release(grant);
+        })
+    };
+    let first = spawn(0);
+    while !joined(&protected.lock) {
+        thread::yield_now();
+    }
+    let second = spawn(1);
+    protected.lock.release(held);
+    first.join().unwrap();
+    second.join().unwrap();
+    assert_eq!(turn.load(Ordering::Relaxed), 2);
 }

@@ -1,0 +1,53 @@
+//! The test-and-test-and-set lock.
+
+use super::{RACE, TtasLock, breaks, exclusion, holds, queueing, trying};
+use crate::{
+    Ordering,
+    lock::ttas::{Handover, TtasOrder},
+};
+
+type Lock<O = Handover> = TtasLock<O>;
+
+/// The exchange that sets the flag is Relaxed: the holder need not see what earlier ones wrote.
+struct SetRelaxed;
+impl TtasOrder for SetRelaxed {
+    const SET: Ordering = Ordering::Relaxed;
+    const CLEAR: Ordering = Ordering::Release;
+}
+
+/// The store that clears it is Relaxed: it may be seen before what the holder wrote.
+struct ClearRelaxed;
+impl TtasOrder for ClearRelaxed {
+    const SET: Ordering = Ordering::Acquire;
+    const CLEAR: Ordering = Ordering::Relaxed;
+}
+
+#[test]
+fn excludes_and_publishes() {
+    holds("P9-ttas exclusion", exclusion::<Lock>);
+}
+
+#[test]
+fn each_waiter_gets_it() {
+    holds("P9-ttas waiters", queueing::<Lock, 1, 2>);
+}
+
+#[test]
+fn try_lock_excludes_and_publishes() {
+    holds("P9-ttas try", trying::<Lock>);
+}
+
+#[test]
+fn twin_set_relaxed() {
+    breaks("P9-ttas set relaxed", RACE, exclusion::<Lock<SetRelaxed>>);
+}
+
+#[test]
+fn twin_clear_relaxed() {
+    breaks("P9-ttas clear relaxed", RACE, exclusion::<Lock<ClearRelaxed>>);
+}
+
+#[test]
+fn twin_try_lock_set_relaxed() {
+    breaks("P9-ttas try set relaxed", RACE, trying::<Lock<SetRelaxed>>);
+}
