@@ -89,6 +89,15 @@ loom: ## Explore the interleavings of the lock-free protocols, and see their wea
 	CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
 		cargo test --package shadow-mmu --package shadow-mmu-sync --release --lib --target-dir target/loom models::
 
+# Quick to build (profile `sanitize`), each in a folder of its own: the flags are other ones. What they show: docs/testing.md.
+.PHONY: asan
+asan: ## Run the Rust tests under AddressSanitizer and LeakSanitizer; planted errors must be reported
+	$(PYTHON) tests/sanitizers/stage.py asan
+
+.PHONY: tsan
+tsan: ## Run the Rust tests under ThreadSanitizer; every planted weak order must be reported
+	$(PYTHON) tests/sanitizers/stage.py tsan
+
 .PHONY: count-sync
 count-sync: ## Run the core's tests on the counting sync facade: what the fast path may not do, counted
 	cargo test --package shadow-mmu --package shadow-mmu-sync --package shadow-mmu-sys --features shadow-mmu/count-sync --quiet

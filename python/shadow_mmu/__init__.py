@@ -13,9 +13,11 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from shadow_mmu._native import Vcpu, __version__
+    from shadow_mmu.dumps import MemoryDump, open_dump
     from shadow_mmu.errors import (
         ClosedError,
         ConfigError,
+        DumpError,
         GeneralProtection,
         GuestEvent,
         GuestMemoryError,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
         UnsupportedModeError,
         VcpuBusyError,
     )
+    from shadow_mmu.pagewalk import PageWalk
     from shadow_mmu.policy import Policy
     from shadow_mmu.recording import Recording, load_recording
     from shadow_mmu.replay import replay_recording
@@ -40,11 +43,13 @@ if TYPE_CHECKING:
 __all__ = [
     "ClosedError",
     "ConfigError",
+    "DumpError",
     "GeneralProtection",
     "GuestEvent",
     "GuestMemoryError",
     "LockStats",
     "Memory",
+    "MemoryDump",
     "MemoryRangeError",
     "Memslot",
     "MmioExit",
@@ -52,6 +57,7 @@ __all__ = [
     "OpKind",
     "OutcomeCode",
     "PageFault",
+    "PageWalk",
     "Policy",
     "ProgramError",
     "Recording",
@@ -71,14 +77,17 @@ __all__ = [
     "Vm",
     "__version__",
     "load_recording",
+    "open_dump",
     "replay_recording",
 ]
 
 _HOMES = {
     "_native": ("Vcpu", "__version__"),
+    "dumps": ("MemoryDump", "open_dump"),
     "errors": (
         "ClosedError",
         "ConfigError",
+        "DumpError",
         "GeneralProtection",
         "GuestEvent",
         "GuestMemoryError",
@@ -92,6 +101,7 @@ _HOMES = {
         "UnsupportedModeError",
         "VcpuBusyError",
     ),
+    "pagewalk": ("PageWalk",),
     "policy": ("Policy",),
     "recording": ("Recording", "load_recording"),
     "replay": ("replay_recording",),

@@ -7,6 +7,7 @@ common base but :class:`Exception`, so that ``except ShadowMmuError`` never hide
 __all__ = [
     "ClosedError",
     "ConfigError",
+    "DumpError",
     "GeneralProtection",
     "GuestEvent",
     "GuestMemoryError",
@@ -56,6 +57,33 @@ class ProgramError(ShadowMmuError, ValueError):
 
 class RecordingError(ShadowMmuError, ValueError):
     """A recording is unreadable or malformed; the text names file, row, value and what was expected."""
+
+
+class DumpError(ShadowMmuError, ValueError):
+    """A memory dump is unreadable or malformed, or does not hold what was asked of it.
+
+    The text and the attributes name the file, the byte where it is wrong (``None`` if it is not one place), what was found
+    there and what was expected.
+    """
+
+    def __init__(
+        self, path: object, what: str, *, offset: int | None = None, found: object = None, expected: object = None
+    ) -> None:
+        """Keep the parts, so that a program need not read the text."""
+        super().__init__(path, what, offset, found, expected)
+        self.path = str(path)
+        self.what = what
+        self.offset = offset
+        self.found = found
+        self.expected = expected
+
+    def __str__(self) -> str:
+        """Say where, what, found what, expected what."""
+        where = self.path if self.offset is None else f"{self.path}: at byte {self.offset:#x}"
+        found = [f"found {self.found}"] if self.found is not None else []
+        expected = [f"expected {self.expected}"] if self.expected is not None else []
+        tail = ", ".join(found + expected)
+        return f"{where}: {self.what}: {tail}" if tail else f"{where}: {self.what}"
 
 
 class ShadowMemoryError(ShadowMmuError, MemoryError):

@@ -12,26 +12,21 @@ from shadow_mmu.model import Machine
 from shadow_mmu.ops import OUTCOME, TRACE, program
 from shadow_mmu.workloads import microguest
 from shadow_mmu.workloads.address_space import AddressSpace, FrameAllocator
-from shadow_mmu.workloads.kpti import (
-    DIRECT_MAP,
-    ENTRY_TEXT,
-    KERNEL_TEXT,
-    USER_TEXT,
-    KptiWorkload,
-    kpti_pingpong,
-)
+from shadow_mmu.workloads.kernel import DIRECT_MAP, ENTRY_TEXT, KERNEL_TEXT, USER_TEXT
+from shadow_mmu.workloads.kpti import kpti_pingpong
 from shadow_mmu.workloads.runner import run_kpti
+from shadow_mmu.workloads.workload import Workload
 
 PTEWRITE_TLB_FLUSHES = 89
 
 
-def cr3s(workload: KptiWorkload, vcpu: int = 0) -> list[int]:
+def cr3s(workload: Workload, vcpu: int = 0) -> list[int]:
     rows = workload.programs[vcpu]
     found: list[int] = rows["addr"][rows["kind"] == OpKind.WRITE_CR3].tolist()
     return found
 
 
-def run_checked(workload: KptiWorkload, policy: str) -> Vm:
+def run_checked(workload: Workload, policy: str) -> Vm:
     """Run a workload on the core and check every gpa that it expects."""
     vm = Vm(workload.memory, vcpus=len(workload.programs), policy=policy)
     vm.memory.write(0, workload.image.words)

@@ -10,7 +10,7 @@ back and forth between its two tables, then the next. Kernel code edits the proc
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -18,60 +18,27 @@ import numpy as np
 from shadow_mmu.errors import ConfigError
 from shadow_mmu.ops import OP, Program
 from shadow_mmu.types import MAX_VCPUS, PAGE_SIZE, OpFlag, OpKind
-from shadow_mmu.workloads.address_space import (
-    ACCESSED,
-    DIRTY,
-    NO_EXECUTE,
-    PRESENT,
-    USER,
-    WRITABLE,
-    AddressSpace,
-    FrameAllocator,
-    Image,
+from shadow_mmu.workloads.address_space import NO_EXECUTE
+from shadow_mmu.workloads.kernel import (
+    DATA,
+    DIRECT_MAP,
+    KERNEL_TEXT,
+    USER_DATA,
+    USER_TEXT,
+    Guest,
+    kernel_half,
+    top_tables,
 )
+from shadow_mmu.workloads.workload import NO_FAULTS, Workload
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-DIRECT_MAP: Final = 0xFFFF_8880_0000_0000
-KERNEL_TEXT: Final = 0xFFFF_FFFF_8100_0000
-ENTRY_TEXT: Final = 0xFFFF_FE00_0000_0000
-USER_TEXT: Final = 0x40_0000
-USER_DATA: Final = 0x60_0000
-
-_LARGE: Final = 2 << 20
 _MAX_PROCESSES: Final = 1024
 _MAX_SWITCHES: Final = 200_000_000
 _MAX_EDITS: Final = 64.0
-_DATA_BITS: Final = PRESENT | WRITABLE | USER | ACCESSED | DIRTY | NO_EXECUTE
 # A process's own frames: two top tables, three tables below, two page tables, a code page; the data pages come on top.
 _FRAMES_PER_PROCESS: Final = 10
-_KERNEL_FRAMES: Final = 64
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class KptiWorkload:
-    """A guest in memory and a program for each of its vCPUs.
-
-    Attributes
-    ----------
-    image : Image
-        The guest's memory at the start; as large as the machine's must be.
-    programs : tuple of numpy.ndarray
-        Of dtype ``OP``. A program starts with one CR3 write more than ``switches``, to get going.
-    switches : int
-        CR3 writes of each vCPU after its first.
-
-    """
-
-    image: Image = field(repr=False)
-    programs: tuple[Program, ...] = field(repr=False)
-    switches: int
-
-    @property
-    def memory(self) -> int:
-        """Size of the guest's memory in bytes."""
-        return int(self.image.words.nbytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +61,7 @@ def kpti_pingpong(
     seed: int = 0,
     pairs: int = 8,
     data_pages: int = 8,
-) -> KptiWorkload:
+) -> Workload:
     """Build the guest and its programs.
 
     Parameters
@@ -135,40 +102,24 @@ def kpti_pingpong(
     if vcpus * switches * (1 + edits) > _MAX_SWITCHES:
         raise ConfigError(f"{vcpus} x {switches:,} switches with {edits:g} edits: expected {_MAX_SWITCHES:,} at most")
 
-    image, frames, kernel = _kernel(vcpus * processes * (_FRAMES_PER_PROCESS + 2 * data_pages))
+    guest = kernel_half(vcpus * processes * (_FRAMES_PER_PROCESS + 2 * data_pages))
     programs = []
     for vcpu in range(vcpus):
-        own = [_process(image, frames, kernel, data_pages) for _ in range(processes)]
+        own = [_process(guest, data_pages) for _ in range(processes)]
         rng = np.random.default_rng([seed, vcpu])
         programs.append(_program(own, _schedule(processes, switches, edits, pairs, rng), rng, vcpu))
-    return KptiWorkload(image, tuple(programs), switches)
+    # Every root and every translation was used by then: with several processes each of them has to have had its turn.
+    warm = 4 if processes == 1 else processes * (2 * pairs + 1) + 3
+    cut = [int(np.flatnonzero(one["kind"] == OpKind.WRITE_CR3)[min(warm, switches)]) for one in programs]
+    return Workload("kpti", guest.image, tuple(programs), (NO_FAULTS,) * vcpus, tuple(cut))
 
 
-def _kernel(process_frames: int) -> tuple[Image, FrameAllocator, AddressSpace]:
-    """Return memory with the kernel's half of every address space in it: direct map, text, entry code."""
-    needed = _KERNEL_FRAMES + process_frames
-    # The direct map takes one table for each GiB of itself.
-    size = -(-(needed + (needed >> 18) + 2) * PAGE_SIZE // _LARGE) * _LARGE
-    image = Image(size)
-    frames = FrameAllocator(0x10000, size)
-    kernel = AddressSpace(image, frames)
-    kernel.map(DIRECT_MAP, 0, level=2, pages=size // _LARGE, execute=False)
-    kernel.map(KERNEL_TEXT, frames.take(), write=False)
-    kernel.map(ENTRY_TEXT, frames.take(), write=False)
-    # Process frames start at a round number, so that addresses in a trace are easy to read.
-    return image, FrameAllocator(-(-frames.next // 0x4000) * 0x4000, size), kernel
-
-
-def _process(image: Image, frames: FrameAllocator, kernel: AddressSpace, data_pages: int) -> _Process:
-    top = frames.take(align=2 * PAGE_SIZE, size=2 * PAGE_SIZE)
-    in_kernel = AddressSpace(image, frames, root=top)
-    in_user = AddressSpace(image, frames, root=top + PAGE_SIZE)
-    for gva in (DIRECT_MAP, KERNEL_TEXT, ENTRY_TEXT):
-        in_kernel.share(gva, kernel)
-    in_user.share(ENTRY_TEXT, kernel)
-    code = frames.take()
+def _process(guest: Guest, data_pages: int) -> _Process:
+    in_kernel, in_user = top_tables(guest)
+    top = in_kernel.root
+    code = guest.frames.take()
     in_kernel.map(USER_TEXT, code, user=True, write=False)
-    first = frames.take(size=2 * data_pages * PAGE_SIZE)
+    first = guest.frames.take(size=2 * data_pages * PAGE_SIZE)
     in_kernel.map(USER_DATA, first, pages=data_pages, user=True, execute=False)
     in_user.share(USER_TEXT, in_kernel)
     # As Linux does: in the kernel's table nothing of the user's half can be executed.
@@ -268,7 +219,7 @@ def _fill_edits(
     ops["flags"][first] = int(OpFlag.CHECK)
     ops["aux"][first] = 8
     ops["addr"][first] = np.uint64(DIRECT_MAP) + entries[whose, page]
-    ops["value"][first] = target | np.uint64(_DATA_BITS)
+    ops["value"][first] = target | np.uint64(DATA)
     ops["expect"][first] = entries[whose, page]
     ops["kind"][first + 1] = OpKind.INVLPG
     ops["addr"][first + 1] = gva

@@ -9,7 +9,8 @@ from shadow_mmu.errors import ConfigError
 from shadow_mmu.policy import Policy
 from shadow_mmu.stats import Stats
 from shadow_mmu.vm import Vm
-from shadow_mmu.workloads.kpti import KptiWorkload, kpti_pingpong
+from shadow_mmu.workloads.kpti import kpti_pingpong
+from shadow_mmu.workloads.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +139,12 @@ def _advance(progress: Callable[[int], None], before: int, done: int) -> None:
 
 
 def _run_one(
-    workload: KptiWorkload, policy: Policy, progress: Callable[[int], None] | None, *, lock_times: bool
+    workload: Workload, policy: Policy, progress: Callable[[int], None] | None, *, lock_times: bool
 ) -> KptiResult:
     vcpus = len(workload.programs)
     with Vm(memory=workload.memory, vcpus=vcpus, policy=policy, lock_times=lock_times) as vm:
         vm.memory.write(0, workload.image.words)
         report = vm.run(workload.programs, pin=True, progress=progress)
-        rate = vcpus * workload.switches / report.seconds if report.seconds else 0.0
+        rate = workload.switches / report.seconds if report.seconds else 0.0
         violations = tuple(vm.audit())
         return KptiResult(policy, report.seconds, rate, report.faults, violations, vm.stats)

@@ -8,6 +8,7 @@ pub use self::lock_kind::LockKind;
 use crate::{
     addr::Gpa,
     error::{Error, Result},
+    link::LinkPolicy,
 };
 
 /// Most vCPUs a machine may have (`KVM_MAX_VCPUS`).
@@ -178,6 +179,8 @@ pub struct VmConfig {
     pub policy: Policy,
     /// What the `mmu_lock` is.
     pub lock: LockKind,
+    /// How an already-unsync page is brought under another root.
+    pub link: LinkPolicy,
     /// Entries of each vCPU's software TLB; 0 = every access walks the shadow tables.
     pub tlb_entries: usize,
     /// Physical address width, 36..=52: higher bits are reserved in entries and in CR3.
@@ -199,6 +202,7 @@ impl Default for VmConfig {
             vcpus: 1,
             policy: Policy::Lru(3),
             lock: LockKind::default(),
+            link: LinkPolicy::default(),
             tlb_entries: DEFAULT_TLB_ENTRIES,
             maxphyaddr: 46,
             trace: false,

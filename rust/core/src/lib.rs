@@ -27,7 +27,7 @@
 //!
 //! # Layers
 //!
-//! A module uses its own layer and lower ones: L0 `access addr config error op regs stats`; L1 `paging role spte trace`;
+//! A module uses its own layer and lower ones: L0 `access addr config error link op regs stats`; L1 `paging role spte trace`;
 //! L2 `memory requests shadow`; L3 `mmu`; L4 `vcpu`; L5 `replay run state team vm` (docs/architecture.md, 3).
 #![forbid(unsafe_code)]
 
@@ -35,13 +35,20 @@ pub(crate) use shadow_mmu_sync as sync;
 
 #[cfg_attr(loom, allow(dead_code, reason = "the models use the protocols, not all of what is built on them"))]
 pub(crate) mod requests;
-#[cfg_attr(loom, allow(dead_code, reason = "the models use the protocols, not all of what is built on them"))]
+#[cfg_attr(
+    loom,
+    allow(dead_code, unused_imports, reason = "the models use the protocols, not all of what is built on them")
+)]
 pub(crate) mod shadow;
+
+pub mod link;
 
 #[cfg(all(test, loom))]
 mod models;
+#[cfg(all(test, not(loom)))]
+mod planted;
 
-// Under loom only the protocol objects of `shadow::publish` and `requests` are built.
+// Under loom only the protocol objects of `shadow` and `requests` are built.
 #[cfg(not(loom))]
 pub mod access;
 #[cfg(not(loom))]
@@ -87,6 +94,7 @@ pub use self::{
     addr::{Gfn, Gpa, Gva, Hpa, Level, Pfn, SpId, SpteRef},
     config::{LockKind, Mutant, Policy, VmConfig},
     error::Error,
+    link::LinkPolicy,
     mmu::Violation,
     op::{Op, OpKind, Outcome},
     replay::{ReplayMode, ReplayOptions, ReplayReport, replay},

@@ -25,6 +25,10 @@ use crate::sync::{AtomicU32, AtomicU64, Backoff, Ordering, fence};
 
 /// The orders of the handshake, with the right ones as defaults; [`KvmHandshake`] is the only implementation outside tests.
 pub(crate) trait HandshakeOrder {
+    /// The raising of a request.
+    const REQUEST: Ordering = Ordering::Release;
+    /// The taking of a request.
+    const TAKE: Ordering = Ordering::Acquire;
     /// Between the store of the epoch and the first load of the section.
     const ENTER_FENCE: Option<Ordering> = Some(Ordering::SeqCst);
     /// Between the withdrawn entries and requests, and the loads of the epochs.
@@ -63,14 +67,14 @@ impl<O: HandshakeOrder> GuestMode<O> {
     /// Raises requests. They are served before the vCPU's next guest access; [`kick_and_wait`] ends the one under way.
     pub(crate) fn request(&self, bits: u32) {
         // ORDERING(kick-mode): Release: who takes the request sees why it was raised (an invalid role, an entry).
-        self.requests.fetch_or(bits, Ordering::Release);
+        self.requests.fetch_or(bits, O::REQUEST);
     }
 
     /// The requests raised by others and not taken yet.
     #[inline]
     pub(crate) fn pending(&self) -> u32 {
-        // ORDERING(kick-mode): Acquire, pairs with `request`.
-        self.requests.load(Ordering::Acquire)
+        // ORDERING(kick-mode): Relaxed: nothing is concluded from a request before it is taken.
+        self.requests.load(Ordering::Relaxed)
     }
 
     /// Takes the requests in `mask`; returns those that were raised. Costs a load if there is none.
@@ -80,13 +84,25 @@ impl<O: HandshakeOrder> GuestMode<O> {
             return 0;
         }
         // ORDERING(kick-mode): Acquire, pairs with `request`; a request raised from now on stays for the next look.
-        self.requests.fetch_and(!mask, Ordering::Acquire) & mask
+        self.requests.fetch_and(!mask, O::TAKE) & mask
     }
 
     /// Begins a guest access; false, and outside again, if a request must be served first. By the vCPU's own thread.
     #[must_use = "false means the vCPU is not inside"]
     #[inline]
     pub(crate) fn enter(&self) -> bool {
+        self.begin();
+        // ORDERING(kick-mode): Relaxed behind the fence; the requests are taken with Acquire.
+        if self.requests.load(Ordering::Relaxed) == 0 {
+            return true;
+        }
+        self.leave();
+        false
+    }
+
+    /// The first half of [`enter`](Self::enter): inside from here on, for everyone to see. Requests are looked at after it.
+    #[inline]
+    pub(crate) fn begin(&self) {
         // ORDERING(kick-mode): Relaxed: this thread is the only writer.
         let epoch = self.epoch.load(Ordering::Relaxed);
         debug_assert!(epoch.is_multiple_of(2), "the vCPU is inside already");
@@ -96,12 +112,6 @@ impl<O: HandshakeOrder> GuestMode<O> {
             // ORDERING(kick-mode): SeqCst, pairs with the fence of `kick_and_wait`.
             fence(order);
         }
-        // ORDERING(kick-mode): Relaxed behind the fence; the requests are taken with Acquire.
-        if self.requests.load(Ordering::Relaxed) == 0 {
-            return true;
-        }
-        self.leave();
-        false
     }
 
     /// Begins a guest access that ends when the value is dropped, a panic included; `None` if a request must be served

@@ -33,6 +33,9 @@ impl Spte {
     /// Not present.
     pub(crate) const EMPTY: Spte = Spte(0);
 
+    /// What a write protection takes away: W and MMU-writable.
+    pub(crate) const WRITE_BITS: u64 = WRITABLE | MMU_WRITABLE;
+
     /// A link to a lower shadow page: all rights, since rights live in leaves and roles.
     pub(crate) const fn link(child: SpId) -> Spte {
         Spte(child.hpa().get() | PRESENT | WRITABLE | USER | ACCESSED | SHADOW_PRESENT)
@@ -56,7 +59,7 @@ impl Spte {
     /// The leaf write-protected because it maps a guest table.
     #[must_use]
     pub(crate) const fn write_protected(self) -> Spte {
-        Spte(self.0 & !(WRITABLE | MMU_WRITABLE))
+        Spte(self.0 & !Self::WRITE_BITS)
     }
 
     /// Wraps a raw entry.

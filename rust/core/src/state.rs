@@ -54,7 +54,7 @@ fn page_words(shared: &Shared, id: SpId, page: &SpLocked, out: &mut Vec<u64>) {
     let sync = header.sync_state();
     out.extend([u64::from(id.get()), page.gfn.get(), u64::from(page.role.word())]);
     out.extend([u64::from(sync.is_unsync_locked()), u64::from(sync.children_locked())]);
-    out.extend([u64::from(header.flooding()), u64::from(page.root_count)]);
+    out.extend([u64::from(header.flooding()), u64::from(page.root_refs.count())]);
     out.push(page.parents.len() as u64);
     for parent in &page.parents {
         out.extend([u64::from(parent.sp.get()), u64::from(parent.index)]);

@@ -204,7 +204,7 @@ impl Vm {
                 unsync: sync.is_unsync_locked(),
                 unsync_children: sync.children_locked(),
                 flooding: header.flooding(),
-                root_count: page.root_count,
+                root_count: page.root_refs.count(),
                 parents: page.parents.iter().map(|parent| (parent.sp.get(), parent.index)).collect(),
                 sptes: (0..ENTRIES)
                     .map(|index| (index as u16, self.shared.spte(SpteRef::new(id, index)).raw()))

@@ -61,6 +61,7 @@ impl Vm {
             vcpus: usize::try_from(vcpus.0).unwrap_or(usize::MAX),
             policy: policy.parse().map_err(refuse)?,
             lock: lock.parse().map_err(refuse)?,
+            link: shadow_mmu::LinkPolicy::default(),
             tlb_entries: usize::try_from(tlb_entries.0).unwrap_or(usize::MAX),
             maxphyaddr: u8::try_from(maxphyaddr.0).unwrap_or(u8::MAX),
             trace,

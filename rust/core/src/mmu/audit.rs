@@ -155,8 +155,8 @@ impl MmuLocked<'_> {
         }
         for (id, page) in self.state.pages.iter() {
             let found = references.get(&id).copied().unwrap_or(0);
-            findings.check(page.root_count == found, "I6", || {
-                format!("page {} has root_count {}, vCPUs refer to it {found} times", id.get(), page.root_count)
+            findings.check(page.root_refs.count() == found, "I6", || {
+                format!("page {} has root_count {}, vCPUs refer to it {found} times", id.get(), page.root_refs.count())
             });
         }
     }

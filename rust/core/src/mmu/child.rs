@@ -9,7 +9,7 @@ use crate::{
     config::Mutant,
     error::Result,
     role::{Directness, PageRole},
-    shadow::publish,
+    shadow::publish::{self, KvmOrder, LinkStep},
     trace::TraceKind,
 };
 
@@ -66,22 +66,44 @@ impl MmuLocked<'_> {
                 continue;
             }
             if unsync {
-                // D.3, P12: mark the new parents, full fence, sync, and only then link. Upstream syncs, links and marks;
-                // a flush on another vCPU could fall in between and skip.
-                if let Some(at) = at.filter(|_| !self.shared.mutated(Mutant::LinkDoesNotMark)) {
-                    self.mark_unsync_child(at);
-                }
-                publish::barrier_after_mark();
-                match self.sync_page(sp) {
-                    Ok(FlushNeeded(true)) => self.shared.flush_remote(self.cx),
-                    Ok(FlushNeeded(false)) => {}
-                    Err(_) => return None,
+                let policy = self.shared.config.link;
+                if !publish::before_link::<KvmOrder>(policy, |step| self.bring_in(step, sp, at)) {
+                    return None;
                 }
             }
             self.shared.arena.header(sp).clear_flooding();
             return Some(sp);
         }
         None
+    }
+
+    /// One step of linking an unsync page (D.3, P12); false if the page was zapped.
+    fn bring_in(&mut self, step: LinkStep, sp: SpId, at: Option<SpteRef>) -> bool {
+        match step {
+            LinkStep::Mark => {
+                if let Some(at) = at.filter(|_| !self.shared.mutated(Mutant::LinkDoesNotMark)) {
+                    self.mark_unsync_child(at);
+                }
+                true
+            }
+            LinkStep::Protect => {
+                let gfn = self.state.pages.page(sp).gfn;
+                if self.write_protect_gfn(gfn).0 {
+                    self.shared.flush_remote(self.cx);
+                }
+                self.clear_unsync_page(sp);
+                true
+            }
+            LinkStep::Sync => match self.sync_page(sp) {
+                Ok(FlushNeeded(changed)) => {
+                    if changed {
+                        self.shared.flush_remote(self.cx);
+                    }
+                    true
+                }
+                Err(_) => false,
+            },
+        }
     }
 
     /// Makes a page. An indirect one starts synced and its frame write-protected.

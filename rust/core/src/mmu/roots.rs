@@ -14,7 +14,7 @@ impl MmuLocked<'_> {
     /// The root for the table at `gfn`, with one more reference.
     pub(crate) fn alloc_root(&mut self, gfn: Gfn, role: PageRole) -> Result<Hpa> {
         let sp = self.get_page(gfn, role, None)?;
-        self.state.pages.page_mut(sp).root_count += 1;
+        self.state.pages.page_mut(sp).root_refs.get();
         Ok(sp.hpa())
     }
 
@@ -23,8 +23,7 @@ impl MmuLocked<'_> {
     pub(crate) fn put_root(&mut self, root: Hpa) {
         let Some(sp) = root.shadow_page() else { return };
         let page = self.state.pages.page_mut(sp);
-        page.root_count -= 1;
-        if page.root_count == 0 && page.life == Life::PinnedInvalid {
+        if page.root_refs.put() && page.life == Life::PinnedInvalid {
             self.prepare_zap(sp);
         }
     }

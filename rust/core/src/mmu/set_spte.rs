@@ -7,7 +7,10 @@ use crate::{
     access::Access,
     addr::{Gfn, Pfn, SpId, SpteRef},
     config::Mutant,
-    shadow::{publish, rmap},
+    shadow::{
+        publish::{self, KvmOrder},
+        rmap,
+    },
     spte::{Spte, Young},
     trace::{TraceKind, TraceRecord},
 };
@@ -192,13 +195,17 @@ impl MmuLocked<'_> {
             self.shared.flush_remote(self.cx);
         }
         self.state.pages.page_mut(child).parents.push(at);
-        let sync = self.shared.arena.header(child).sync_state();
-        // D.3, P12: the marks of the new parent precede the link. An already unsync level-1 child was marked before
-        // its sync; this catches a child that leads to unsync pages, and costs nothing when the bit is set.
-        if (sync.is_unsync_locked() || sync.children_locked() != 0) && !self.shared.mutated(Mutant::LinkDoesNotMark) {
-            self.mark_unsync_child(at);
-        }
-        publish::publish_table(&self.shared.arena.sptes(at.sp)[at.at()], Spte::link(child).raw());
+        let shared = self.shared;
+        let sync = shared.arena.header(child).sync_state();
+        let slot = &shared.arena.sptes(at.sp)[at.at()];
+        publish::publish_link::<KvmOrder>(shared.config.link, slot, Spte::link(child).raw(), || {
+            // With `mark-first` an already unsync level-1 child was marked before its sync; this catches a child that
+            // leads to unsync pages, and costs nothing when the bit is set.
+            let unsync = sync.is_unsync_locked() || sync.children_locked() != 0;
+            if unsync && !shared.mutated(Mutant::LinkDoesNotMark) {
+                self.mark_unsync_child(at);
+            }
+        });
     }
 
     /// Write-protects every mapping of a frame; whether a flush is needed. KVM: `kvm_vcpu_write_protect_gfn`.
@@ -208,9 +215,9 @@ impl MmuLocked<'_> {
             let Some(at) = self.state.rmaps.get(gfn, number) else { break };
             let old = self.spte(at);
             if old.is_writable() || old.is_mmu_writable() {
-                let new = old.write_protected();
-                publish::withdraw(&self.shared.arena.sptes(at.sp)[at.at()], new.raw());
-                flush |= old.loses_write(new);
+                let slot = &self.shared.arena.sptes(at.sp)[at.at()];
+                let found = Spte::from_raw(publish::protect(slot, Spte::WRITE_BITS));
+                flush |= found.loses_write(found.write_protected());
             }
         }
         FlushNeeded(flush)

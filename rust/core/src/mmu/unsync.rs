@@ -41,7 +41,7 @@ impl MmuLocked<'_> {
             if maker == Maker::Sync && !self.shared.mutated(Mutant::SyncUnsyncs) {
                 return WriteVerdict::Refused;
             }
-            if self.shared.arena.header(sp).sync_state().is_unsync_locked() {
+            if self.shared.arena.header(sp).sync_state().is_marked() {
                 continue;
             }
             // Since 5.16 a prefetch does not unsync (E137); before, it did.
@@ -58,8 +58,8 @@ impl MmuLocked<'_> {
         self.trace_page(TraceKind::UnsyncPage, sp, 0);
         self.cx.stats.counters.mmu_unsync = self.cx.stats.counters.mmu_unsync.wrapping_add(1);
         self.cx.stats.unsync_marks += 1;
-        self.shared.arena.header(sp).sync_state().mark_unsync();
-        self.mark_parents_unsync(sp);
+        let shared = self.shared;
+        shared.arena.header(sp).sync_state().mark_unsync(|| self.mark_parents_unsync(sp));
     }
 
     fn mark_parents_unsync(&mut self, sp: SpId) {

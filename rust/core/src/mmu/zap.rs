@@ -6,7 +6,7 @@ use super::{MmuLocked, Requests};
 use crate::{
     addr::{ENTRIES, Gfn, SpId, SpteRef},
     config::Mutant,
-    shadow::{page::Life, publish},
+    shadow::{page::Life, publish, root_refs::Fate},
     spte::Spte,
     trace::TraceKind,
 };
@@ -39,7 +39,7 @@ impl MmuLocked<'_> {
         self.state.pages.retire(sp);
         self.state.pages.page_mut(sp).role = role.invalidated();
         self.shared.arena.header(sp).set_role(role.invalidated());
-        let pinned = self.state.pages.page(sp).root_count > 0;
+        let pinned = self.state.pages.page(sp).root_refs.fate() == Fate::Pinned;
         if was_valid && pinned && !self.shared.mutated(Mutant::ObsoleteUnannounced) {
             // The role first, then the request that makes vCPUs look at it (D.3, E151).
             self.shared.request_all(Requests::FREE_OBSOLETE_ROOTS);

@@ -8,9 +8,20 @@
 
 #![allow(clippy::disallowed_types, reason = "the count of executions is outside the models")]
 
+mod clean;
+mod fast_fault;
+mod harvest;
+mod hint;
+mod invalidate;
 mod kick;
 mod link;
+mod obsolete;
+mod orders;
+mod plain;
 mod publish;
+mod root;
+mod shortcut;
+mod walk;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},

@@ -1,40 +1,19 @@
-//! P1, P1b and P4: the marks of a root against the SPTE that makes a guest table writable, and against its sync.
+//! P1 and P1b: the marks of a root against the SPTE that makes a guest table writable.
 
 use shadow_mmu_sync::lock::QueuedLock;
 
-use super::{Model, STALE, breaks, holds};
+use super::{
+    Model, STALE, breaks, holds,
+    orders::{FencesAndTest, FencesOnly, ObserveRelaxed, ReleaseOnMarks, SeqCstOnMarks, StoreRelaxed, WalkRelaxed},
+};
 use crate::{
-    shadow::publish::{KvmOrder, PublishOrder, SyncState, WritePermit, publish_writable_as, walk_load_as, withdraw},
+    shadow::publish::{
+        KvmOrder,
+        entry::{PublishOrder, WritePermit, publish_writable_as, set_accessed_dirty, walk_load_as, withdraw},
+        marks::{MarkOrder, SyncState},
+    },
     sync::{AtomicU64, Ordering, fence},
 };
-
-struct StoreRelaxed;
-impl PublishOrder for StoreRelaxed {
-    const STORE_SPTE: Ordering = Ordering::Relaxed;
-}
-
-struct WalkRelaxed;
-impl PublishOrder for WalkRelaxed {
-    const WALK_SPTE: Ordering = Ordering::Relaxed;
-}
-
-struct ClearRelaxed;
-impl PublishOrder for ClearRelaxed {
-    const CLEAR_CHILDREN: Ordering = Ordering::Relaxed;
-}
-
-struct ObserveRelaxed;
-impl PublishOrder for ObserveRelaxed {
-    const OBSERVE: Ordering = Ordering::Relaxed;
-}
-
-/// No order but that of explicit fences: KVM's write and read barrier taken literally.
-struct FencesOnly;
-impl PublishOrder for FencesOnly {
-    const STORE_SPTE: Ordering = Ordering::Relaxed;
-    const WALK_SPTE: Ordering = Ordering::Relaxed;
-    const OBSERVE: Ordering = Ordering::Relaxed;
-}
 
 /// What the algorithm does, apart from the orders.
 #[derive(Clone, Copy, PartialEq)]
@@ -48,15 +27,39 @@ enum Steps {
     RootNever,
     /// The root is tested before the signal is awaited.
     TestEarly,
-    /// A release fence before the entry, an acquire fence before the test.
-    LiteralBarriers,
-    /// P4: the marks go before the leaf is synced.
-    ClearFirst,
-    /// P4: an acquire fence, but before the test.
-    FenceBeforeTest,
+    /// KVM's barriers: `smp_wmb` before the entry (a release fence), `smp_rmb` before the test (an acquire fence).
+    WmbRmb,
+    /// `smp_rmb` alone.
+    Rmb,
+    /// `smp_wmb` alone.
+    Wmb,
+    /// Both, and an acquire fence after the walk.
+    WmbRmbWalk,
+}
+
+impl Steps {
+    fn wmb(self) {
+        if matches!(self, Self::WmbRmb | Self::WmbRmbWalk | Self::Wmb) {
+            fence(Ordering::Release);
+        }
+    }
+
+    fn walked(self) {
+        if self == Self::WmbRmbWalk {
+            fence(Ordering::Acquire);
+        }
+    }
+
+    fn rmb(self) {
+        if matches!(self, Self::WmbRmb | Self::WmbRmbWalk | Self::Rmb) {
+            fence(Ordering::Acquire);
+        }
+    }
 }
 
 const WRITABLE: u64 = 0x4027;
+const ACCESSED: u64 = 1 << 5;
+const DIRTY: u64 = 1 << 6;
 const OLD_LEAF: u64 = 0x5025;
 
 /// One guest table under one root. The guest takes a page away (its entry becomes 0): the shadow leaf must go.
@@ -75,8 +78,8 @@ struct Machine<O> {
     signal: AtomicU64,
 }
 
-impl<O: PublishOrder> Machine<O> {
-    fn new(steps: Steps, signalling: (Ordering, Ordering), guest_entry: u64) -> Self {
+impl<O: PublishOrder + MarkOrder> Machine<O> {
+    fn new(steps: Steps, signalling: (Ordering, Ordering)) -> Self {
         Self {
             steps,
             signalling,
@@ -84,7 +87,7 @@ impl<O: PublishOrder> Machine<O> {
             page: SyncState::new(),
             root: SyncState::new(),
             spte: AtomicU64::new(0),
-            guest_entry: AtomicU64::new(guest_entry),
+            guest_entry: AtomicU64::new(1),
             leaf: AtomicU64::new(OLD_LEAF),
             signal: AtomicU64::new(0),
         }
@@ -97,13 +100,12 @@ impl<O: PublishOrder> Machine<O> {
         if self.steps == Steps::SpteFirst {
             publish();
         }
-        self.page.mark_unsync();
-        if !matches!(self.steps, Steps::RootLate | Steps::RootNever) {
-            self.root.add_unsync_child();
-        }
-        if self.steps == Steps::LiteralBarriers {
-            fence(Ordering::Release);
-        }
+        self.page.mark_unsync(|| {
+            if !matches!(self.steps, Steps::RootLate | Steps::RootNever) {
+                self.root.add_unsync_child();
+            }
+        });
+        self.steps.wmb();
         if self.steps != Steps::SpteFirst {
             publish();
         }
@@ -115,7 +117,8 @@ impl<O: PublishOrder> Machine<O> {
 
     /// The guest's store into its table, if the walk lets it.
     fn store_through_the_mapping(&self) -> bool {
-        let writable = walk_load_as::<O>(&self.spte) == WRITABLE;
+        let writable = walk_load_as::<O>(&self.spte) & WRITABLE == WRITABLE;
+        self.steps.walked();
         if writable {
             // Relaxed: the protocol needs nothing of this store.
             self.guest_entry.store(0, Ordering::Relaxed);
@@ -129,28 +132,27 @@ impl<O: PublishOrder> Machine<O> {
         }
     }
 
+    fn store_and_flush(&self) {
+        if self.store_through_the_mapping() {
+            self.flush_and_walk();
+        }
+    }
+
     fn sync(&self) {
         let (grant, _) = self.lock.acquire();
         if self.root.children_locked() != 0 {
-            if self.steps == Steps::ClearFirst {
-                self.root.sub_unsync_child();
-            }
             self.page.clear_unsync();
             if self.guest_entry.load(Ordering::Relaxed) == 0 {
                 withdraw(&self.leaf, 0);
             }
-            if self.steps != Steps::ClearFirst {
-                self.root.sub_unsync_child();
-            }
+            self.root.sub_unsync_child();
         }
         self.lock.release(grant);
     }
 
     /// A flush: the lock-free test, a sync if it is due, then a walk.
     fn flush_and_walk(&self) {
-        if matches!(self.steps, Steps::LiteralBarriers | Steps::FenceBeforeTest) {
-            fence(Ordering::Acquire);
-        }
+        self.steps.rmb();
         self.sync_if_due_and_walk(self.root.observe());
     }
 
@@ -170,37 +172,45 @@ impl<O: PublishOrder> Machine<O> {
             }
         }
     }
+
+    /// Another vCPU's walk through the same entry, which the hardware marks as used.
+    fn touch(&self) {
+        let seen = walk_load_as::<O>(&self.spte);
+        if seen != 0 {
+            let _ = set_accessed_dirty(&self.spte, seen, ACCESSED | DIRTY);
+        }
+    }
+
+    /// As [`touch`](Self::touch), by a load and a store.
+    fn touch_by_a_store(&self) {
+        let seen = walk_load_as::<O>(&self.spte);
+        if seen != 0 {
+            self.spte.store(seen | ACCESSED | DIRTY, Ordering::Relaxed);
+        }
+    }
 }
 
 /// The guest's own signalling on x86: stores release, loads acquire.
 const TSO: (Ordering, Ordering) = (Ordering::Release, Ordering::Acquire);
 
 /// Three vCPUs: one faults, one stores and signals, one flushes.
-fn p1_signalled<O: PublishOrder + 'static>(steps: Steps, signalling: (Ordering, Ordering)) -> Model {
-    let machine = Machine::<O>::new(steps, signalling, 1);
+fn p1_signalled<O: PublishOrder + MarkOrder + 'static>(steps: Steps, signalling: (Ordering, Ordering)) -> Model {
+    let machine = Machine::<O>::new(steps, signalling);
     Model::new(machine, [Machine::make_writable, Machine::store_and_signal, Machine::await_signal_and_flush])
 }
 
-fn p1<O: PublishOrder + 'static>(steps: Steps) -> Model {
+fn p1<O: PublishOrder + MarkOrder + 'static>(steps: Steps) -> Model {
     p1_signalled::<O>(steps, TSO)
 }
 
 /// Two vCPUs: the one that stores is the one that flushes.
-fn p1b<O: PublishOrder + 'static>(steps: Steps) -> Model {
-    let store_and_flush = |machine: &Machine<O>| {
-        if machine.store_through_the_mapping() {
-            machine.flush_and_walk();
-        }
-    };
-    Model::new(Machine::<O>::new(steps, TSO, 1), [Machine::make_writable, store_and_flush])
+fn p1b<O: PublishOrder + MarkOrder + 'static>(steps: Steps) -> Model {
+    Model::new(Machine::<O>::new(steps, TSO), [Machine::make_writable, Machine::store_and_flush])
 }
 
-/// The guest table is changed and marked; one vCPU syncs, another relies on the clean root.
-fn p4<O: PublishOrder + 'static>(steps: Steps) -> Model {
-    let machine = Machine::<O>::new(steps, TSO, 0);
-    machine.page.mark_unsync();
-    machine.root.add_unsync_child();
-    Model::new(machine, [Machine::sync, Machine::flush_and_walk])
+/// As P1b, and a third vCPU sets A and D in the entry in between.
+fn p1b_touched(touch: fn(&Machine<KvmOrder>)) -> Model {
+    Model::new(Machine::new(Steps::Right, TSO), [Machine::make_writable, touch, Machine::store_and_flush])
 }
 
 #[test]
@@ -211,8 +221,30 @@ fn p1_a_flush_that_saw_the_signal_sees_the_marks() {
 }
 
 #[test]
+fn p1_with_kvms_barriers_needs_an_acquire_after_the_walk() {
+    holds("P1, wmb, rmb and a fence after the walk", || p1::<FencesOnly>(Steps::WmbRmbWalk));
+}
+
+#[test]
+fn p1_an_acquire_fence_before_the_test_stands_for_the_acquire_of_the_signal() {
+    holds("P1, signal load Relaxed and rmb", || {
+        p1_signalled::<ObserveRelaxed>(Steps::Rmb, (Ordering::Release, Ordering::Relaxed))
+    });
+}
+
+#[test]
 fn p1_twin_spte_store_relaxed() {
     breaks("P1 twin, SPTE store Relaxed", STALE, || p1::<StoreRelaxed>(Steps::Right));
+}
+
+#[test]
+fn p1_twin_release_on_the_marks() {
+    breaks("P1 twin, Release on the marks", STALE, || p1::<ReleaseOnMarks>(Steps::Right));
+}
+
+#[test]
+fn p1_twin_seqcst_on_the_marks() {
+    breaks("P1 twin, SeqCst on the marks", STALE, || p1::<SeqCstOnMarks>(Steps::Right));
 }
 
 #[test]
@@ -257,8 +289,27 @@ fn p1_twin_root_tested_before_the_signal() {
 #[test]
 fn p1b_the_vcpu_that_stored_sees_the_marks() {
     holds("P1b", || p1b::<KvmOrder>(Steps::Right));
-    // KVM's barriers taken literally are enough for two: no third vCPU has to carry the marks on.
-    holds("P1b, wmb and rmb only", || p1b::<FencesOnly>(Steps::LiteralBarriers));
+}
+
+#[test]
+fn p1b_kvms_barriers_are_enough_for_two() {
+    // No third vCPU has to carry the marks on.
+    holds("P1b, wmb and rmb", || p1b::<FencesOnly>(Steps::WmbRmb));
+}
+
+#[test]
+fn p1b_twin_without_smp_wmb() {
+    breaks("P1b twin, no wmb", STALE, || p1b::<FencesOnly>(Steps::Rmb));
+}
+
+#[test]
+fn p1b_twin_without_smp_rmb() {
+    breaks("P1b twin, no rmb", STALE, || p1b::<FencesOnly>(Steps::Wmb));
+}
+
+#[test]
+fn p1b_twin_without_smp_rmb_but_with_an_acquire_test() {
+    breaks("P1b twin, no rmb, test Acquire", STALE, || p1b::<FencesAndTest>(Steps::Wmb));
 }
 
 #[test]
@@ -277,26 +328,11 @@ fn p1b_twin_spte_before_marks() {
 }
 
 #[test]
-fn p4_a_root_seen_clean_has_its_leaves_synced() {
-    holds("P4", || p4::<KvmOrder>(Steps::Right));
+fn p1b_accessed_and_dirty_hand_the_marks_on() {
+    holds("P1b, A and D set by another vCPU", || p1b_touched(Machine::touch));
 }
 
 #[test]
-fn p4_twin_clear_relaxed() {
-    breaks("P4 twin, clear Relaxed", STALE, || p4::<ClearRelaxed>(Steps::Right));
-}
-
-#[test]
-fn p4_twin_test_relaxed() {
-    breaks("P4 twin, test Relaxed", STALE, || p4::<ObserveRelaxed>(Steps::Right));
-}
-
-#[test]
-fn p4_twin_fence_before_the_test_only() {
-    breaks("P4 twin, fence before the test", STALE, || p4::<ObserveRelaxed>(Steps::FenceBeforeTest));
-}
-
-#[test]
-fn p4_twin_cleared_before_the_sync() {
-    breaks("P4 twin, clear first", STALE, || p4::<KvmOrder>(Steps::ClearFirst));
+fn p1b_twin_dirty_set_by_a_store() {
+    breaks("P1b twin, A and D by a store", STALE, || p1b_touched(Machine::touch_by_a_store));
 }

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use shadow_mmu_sys::mem;
 
-use super::publish::SyncState;
+use super::{publish::SyncState, role_word::RoleWord};
 use crate::{
     addr::{ENTRIES, SpId},
     error::{Error, Result},
@@ -24,7 +24,7 @@ const CHUNKS: usize = 4096;
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub(crate) struct SpHeader {
-    role: AtomicU32,
+    role: RoleWord,
     shared: SharedLine,
 }
 
@@ -37,20 +37,18 @@ struct SharedLine {
 
 impl SpHeader {
     fn new() -> Self {
-        Self { role: AtomicU32::new(0), shared: SharedLine { sync: SyncState::default(), flooding: AtomicU32::new(0) } }
+        Self { role: RoleWord::new(), shared: SharedLine { sync: SyncState::default(), flooding: AtomicU32::new(0) } }
     }
 
     /// The role word; it changes (to invalid) only under the lock.
     #[inline]
     pub(crate) fn role(&self) -> PageRole {
-        // ORDERING(obsolete-root): the request bit that follows an invalid role carries it (D.3).
-        PageRole::from_word(self.role.load(Ordering::Acquire))
+        PageRole::from_word(self.role.load())
     }
 
     /// Sets the role, when a page is allocated and when it is zapped.
     pub(crate) fn set_role(&self, role: PageRole) {
-        // ORDERING(obsolete-root): before the request that makes vCPUs look at it.
-        self.role.store(role.word(), Ordering::Release);
+        self.role.store(role.word());
     }
 
     /// The unsync flag and the count of unsync children.

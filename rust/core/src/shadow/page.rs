@@ -4,6 +4,7 @@
 
 use smallvec::SmallVec;
 
+use super::root_refs::RootRefs;
 use crate::{
     access::Access,
     addr::{ENTRIES, Gfn, SpteRef},
@@ -83,7 +84,7 @@ pub(crate) struct SpLocked {
     /// Role word.
     pub role: PageRole,
     /// References by vCPUs' current and previous roots.
-    pub root_count: u32,
+    pub root_refs: RootRefs,
     /// Non-leaf SPTEs that lead here. KVM: `parent_ptes`.
     pub parents: SmallVec<[SpteRef; 2]>,
     /// Children that are or lead to unsync pages.
@@ -99,7 +100,7 @@ impl SpLocked {
             life: Life::Free,
             gfn: Gfn::new(0),
             role: PageRole::from_word(1),
-            root_count: 0,
+            root_refs: RootRefs::NONE,
             parents: SmallVec::new(),
             unsync_bitmap: Bitmap512::default(),
             recorded: None,
@@ -111,7 +112,7 @@ impl SpLocked {
         self.life = Life::Active;
         self.gfn = gfn;
         self.role = role;
-        self.root_count = 0;
+        self.root_refs = RootRefs::NONE;
         self.parents.clear();
         self.unsync_bitmap = Bitmap512::default();
     }

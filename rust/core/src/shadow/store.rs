@@ -5,7 +5,10 @@
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
-use super::page::{Life, SpLocked};
+use super::{
+    page::{Life, SpLocked},
+    root_refs::Fate,
+};
 use crate::{
     addr::{Gfn, SpId},
     role::PageRole,
@@ -96,12 +99,14 @@ impl PageStore {
             }
         }
         let page = &mut self.pages[id.at()];
-        if page.root_count > 0 {
-            page.life = Life::PinnedInvalid;
-        } else if page.life != Life::Zapped {
-            page.life = Life::Zapped;
-            self.used -= 1;
-            self.zapped.push(id);
+        match page.root_refs.fate() {
+            Fate::Pinned => page.life = Life::PinnedInvalid,
+            Fate::Free if page.life == Life::Zapped => {}
+            Fate::Free => {
+                page.life = Life::Zapped;
+                self.used -= 1;
+                self.zapped.push(id);
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use crate::{
     config::{Mutant, Policy},
     error::Result,
     mmu::{Requests, Shared},
-    shadow::publish,
+    shadow::publish::{self, KvmOrder},
     stats::LockReason,
 };
 
@@ -110,7 +110,7 @@ impl Vcpu {
         let state = shared.arena.header(root).sync_state();
         // The instruction that brought us here (MOV to CR3, CR4) serializes: the guest's stores to its tables come before
         // the look at the root's flags (D.3, P12). An x86 CPU has that for free; here it is a fence.
-        publish::barrier_before_observe();
+        publish::barrier_before_observe::<KvmOrder>();
         if shared.config.policy == Policy::Locked || state.observe() {
             self.sync_root_locked(shared, root);
         }

@@ -1,0 +1,147 @@
+"""One set of page tables in a dump: a root, the rules of its mode, and what can be asked of it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from shadow_mmu.errors import ConfigError
+from shadow_mmu.model.constants import (
+    CR4_LA57,
+    CR4_PAE,
+    EFER_LMA,
+    EFER_LME,
+    EFER_NXE,
+    PAGE_SIZE,
+    PFN_MASK,
+    WORD,
+)
+from shadow_mmu.model.permissions import Context, make_context
+from shadow_mmu.model.registers import Registers
+
+from .leaves import DEFAULT_LIMIT, Leaves, find_leaves
+from .maps import Maps, merge
+from .physical import PHYSICAL_BITS, PhysicalMemory
+from .walk import explain
+
+if TYPE_CHECKING:
+    from shadow_mmu.pagewalk import PageWalk
+
+__all__ = ["PageTables", "cr3_fault", "open_tables"]
+
+_CR3_LAM: Final = 3 << 61
+"""CR3.LAM_U48 and LAM_U57: they change which data addresses are canonical, not the walk."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageTables:
+    """The page tables that a CR3 names.
+
+    Attributes
+    ----------
+    memory : PhysicalMemory
+    cr3 : int
+        As given, PCID and cache bits included.
+    levels : {4, 5}
+    levels_from : {"argument", "CR4", "assumed"}
+        Where the number of levels comes from; ``assumed`` means that nothing told and 4 was taken.
+    context : shadow_mmu.model.permissions.Context
+        The rules for entries in this mode.
+
+    """
+
+    memory: PhysicalMemory
+    cr3: int
+    levels: int
+    levels_from: Literal["argument", "CR4", "assumed"]
+    context: Context
+
+    @property
+    def root(self) -> int:
+        """Physical address of the top table."""
+        return self.cr3 & PFN_MASK
+
+    def leaves(self, *, limit: int = DEFAULT_LIMIT) -> Leaves:
+        """Find every page that the tables map.
+
+        Raises
+        ------
+        DumpError
+            There are more than ``limit``, or the file cannot be read.
+
+        """
+        return find_leaves(self.memory, self.context, self.root, limit=limit)
+
+    def maps(self, *, contiguous: bool = False, limit: int = DEFAULT_LIMIT) -> Maps:
+        """Return what is mapped, neighbours of the same rights and page size merged.
+
+        Parameters
+        ----------
+        contiguous : bool
+            Merge only what is contiguous in physical memory too.
+        limit : int
+            Most pages.
+
+        Raises
+        ------
+        DumpError
+            As for :meth:`leaves`.
+
+        """
+        return merge(self.leaves(limit=limit), cr3=self.cr3, levels=self.levels, contiguous=contiguous)
+
+    def walk(self, gva: int) -> "PageWalk":
+        """Explain the translation of an address; not to be mapped, or not canonical, is an answer too.
+
+        Raises
+        ------
+        ConfigError
+            ``gva`` is no unsigned 64-bit number.
+        DumpError
+            The file cannot be read.
+
+        """
+        if not 0 <= gva <= WORD:
+            raise ConfigError(f"gva {gva:#x}: expected 0 to {WORD:#x}")
+        return explain(self.memory, self.context, self.root, gva)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {"cr3": f"{self.cr3:#x}", "levels": self.levels, "levels_from": self.levels_from}
+
+
+def cr3_fault(cr3: int, maxphyaddr: int) -> str | None:
+    """Return what was expected of a CR3 that has a reserved bit set; ``None`` if it has none."""
+    if 0 <= cr3 <= WORD and not (cr3 & ~_CR3_LAM) >> maxphyaddr:
+        return None
+    return f"64 bits, none above {maxphyaddr - 1} but 61 and 62 (LAM)"
+
+
+def open_tables(
+    memory: PhysicalMemory,
+    cr3: int,
+    levels: int,
+    levels_from: Literal["argument", "CR4", "assumed"],
+    maxphyaddr: int = PHYSICAL_BITS,
+) -> PageTables:
+    """Return the tables of a CR3.
+
+    NX is taken for on: no dump format has EFER.
+
+    Raises
+    ------
+    ConfigError
+        ``levels`` is neither 4 nor 5, ``maxphyaddr`` not 32 to 52, or ``cr3`` has a reserved bit.
+    DumpError
+        The top table is not in the dump.
+
+    """
+    if levels not in (4, 5):
+        raise ConfigError(f"levels {levels!r}: expected 4 or 5")
+    if not 32 <= maxphyaddr <= PHYSICAL_BITS:
+        raise ConfigError(f"maxphyaddr {maxphyaddr!r}: expected 32 to {PHYSICAL_BITS}")
+    if reason := cr3_fault(cr3, maxphyaddr):
+        raise ConfigError(f"CR3 {cr3:#x}: expected {reason}")
+    cr4 = CR4_PAE | (CR4_LA57 if levels == 5 else 0)
+    context = make_context(Registers(cr3=cr3, cr4=cr4, efer=EFER_LMA | EFER_LME | EFER_NXE), maxphyaddr)
+    if not memory.holds(cr3 & PFN_MASK, PAGE_SIZE):
+        raise memory.absent(f"CR3 {cr3:#x}: its table at gpa {cr3 & PFN_MASK:#x}")
+    return PageTables(memory, cr3, levels, levels_from, context)

@@ -1,0 +1,236 @@
+//! The SPTE that makes a frame writable, the link to a table, and the marks of a root, each with what it publishes.
+
+use shadow_mmu_planted::{Plain, apart, race};
+
+use super::until;
+use crate::{
+    shadow::publish::{
+        KvmOrder, PublishOrder, SyncState, WritePermit, publish_table_as, publish_writable_as, set_accessed_dirty,
+        walk_load_as,
+    },
+    sync::{AtomicU64, Ordering},
+};
+
+enum StoreRelaxed {}
+impl PublishOrder for StoreRelaxed {
+    const STORE_SPTE: Ordering = Ordering::Relaxed;
+}
+
+enum WalkRelaxed {}
+impl PublishOrder for WalkRelaxed {
+    const WALK_SPTE: Ordering = Ordering::Relaxed;
+}
+
+enum ClearRelaxed {}
+impl PublishOrder for ClearRelaxed {
+    const CLEAR_CHILDREN: Ordering = Ordering::Relaxed;
+}
+
+enum ObserveRelaxed {}
+impl PublishOrder for ObserveRelaxed {
+    const OBSERVE: Ordering = Ordering::Relaxed;
+}
+
+const WRITABLE: u64 = 0x4027;
+const ACCESSED: u64 = 0x20;
+const LINKED: u64 = 0x6827;
+
+/// P1b: the marks (here plain data) come before the SPTE; who walks through it has them.
+fn writable_entry<O: PublishOrder>() {
+    apart(|| {
+        let (marks, spte) = (Plain::new(), AtomicU64::new(0));
+        let fault = || {
+            marks.write(1);
+            publish_writable_as::<O>(&spte, WRITABLE, &WritePermit::granted());
+        };
+        let walk = || {
+            until(|| walk_load_as::<O>(&spte) == WRITABLE);
+            assert_eq!(marks.read(), 1);
+        };
+        race([&fault, &walk]);
+    });
+}
+
+/// P1: a vCPU that only walks and signals hands the marks on to a third.
+fn signalled<O: PublishOrder>() {
+    apart(|| {
+        let (marks, spte, signal) = (Plain::new(), AtomicU64::new(0), AtomicU64::new(0));
+        let fault = || {
+            marks.write(1);
+            publish_writable_as::<O>(&spte, WRITABLE, &WritePermit::granted());
+        };
+        let store_and_signal = || {
+            until(|| walk_load_as::<O>(&spte) == WRITABLE);
+            // As the guest's stores and loads (tag `guest-tso`).
+            signal.store(1, Ordering::Release);
+        };
+        let flush = || {
+            until(|| signal.load(Ordering::Acquire) == 1);
+            assert_eq!(marks.read(), 1);
+        };
+        race([&fault, &store_and_signal, &flush]);
+    });
+}
+
+/// The walk that sets A or D hands on what the entry published, to who finds the entry with them.
+fn accessed_entry<O: PublishOrder>() {
+    apart(|| {
+        let (marks, spte) = (Plain::new(), AtomicU64::new(0));
+        let fault = || {
+            marks.write(1);
+            publish_writable_as::<O>(&spte, WRITABLE & !ACCESSED, &WritePermit::granted());
+        };
+        let first_walk = || until(|| set_accessed_dirty(&spte, WRITABLE & !ACCESSED, ACCESSED).is_ok());
+        let second_walk = || {
+            until(|| walk_load_as::<O>(&spte) == WRITABLE);
+            assert_eq!(marks.read(), 1);
+        };
+        race([&fault, &first_walk, &second_walk]);
+    });
+}
+
+/// The entries of a table (here plain data) are in place before the link to it.
+fn linked_table<O: PublishOrder>() {
+    apart(|| {
+        let (entries, link) = (Plain::new(), AtomicU64::new(0));
+        let fault = || {
+            entries.write(WRITABLE);
+            publish_table_as::<O>(&link, LINKED);
+        };
+        let walk = || {
+            until(|| walk_load_as::<O>(&link) == LINKED);
+            assert_eq!(entries.read(), WRITABLE);
+        };
+        race([&fault, &walk]);
+    });
+}
+
+/// P4: the leaves (here plain data) are synced before the root's mark goes; who finds the root clean has them.
+fn clean_root<O: PublishOrder + Sync>(mark: fn(&SyncState<O>), clear: fn(&SyncState<O>)) {
+    apart(|| {
+        let (leaves, root) = (Plain::new(), SyncState::<O>::new());
+        mark(&root);
+        let sync = || {
+            leaves.write(1);
+            clear(&root);
+        };
+        let flush = || {
+            until(|| !root.observe());
+            assert_eq!(leaves.read(), 1);
+        };
+        race([&sync, &flush]);
+    });
+}
+
+fn clean_children<O: PublishOrder + Sync>() {
+    clean_root::<O>(
+        |root| {
+            root.add_unsync_child();
+        },
+        |root| {
+            root.sub_unsync_child();
+        },
+    );
+}
+
+fn clean_page<O: PublishOrder + Sync>() {
+    clean_root::<O>(SyncState::mark_unsync, SyncState::clear_unsync);
+}
+
+#[test]
+fn p1b_who_walks_through_the_entry_has_the_marks() {
+    writable_entry::<KvmOrder>();
+}
+
+#[test]
+fn p1_the_marks_reach_a_third_vcpu_by_the_guests_signal() {
+    signalled::<KvmOrder>();
+}
+
+#[test]
+fn e105_an_accessed_bit_keeps_what_the_entry_published() {
+    accessed_entry::<KvmOrder>();
+}
+
+#[test]
+fn p6_who_follows_a_link_has_the_entries() {
+    linked_table::<KvmOrder>();
+}
+
+#[test]
+fn p4_who_finds_the_root_clean_has_the_leaves() {
+    clean_children::<KvmOrder>();
+    clean_page::<KvmOrder>();
+}
+
+#[test]
+#[ignore = "a data race on purpose: make tsan"]
+fn weak_p1b_spte_store_relaxed() {
+    writable_entry::<StoreRelaxed>();
+}
+
+#[test]
+#[ignore = "a data race on purpose: make tsan"]
+fn weak_p1b_walk_relaxed() {
+    writable_entry::<WalkRelaxed>();
+}
+
+#[test]
+#[ignore = "a data race on purpose: make tsan"]
+fn weak_p1_spte_store_relaxed() {
+    signalled::<StoreRelaxed>();
+}
+
+#[test]
+#[ignore = "a data race on purpose: make tsan"]
+fn weak_p1_walk_relaxed() {
+    signalled::<WalkRelaxed>();
+}
+
+#[test]
+#[ignore = "a data race on purpose: make tsan"]
+fn weak_e105_spte_store_relaxed() {
+    accessed_entry::<StoreRelaxed>();
+}
+
+#[test]
+#[ignore = "a data race on purpose: make tsan"]
+fn weak_e105_walk_relaxed() {
+    accessed_entry::<WalkRelaxed>();
+}
+
+#[test]
+#[ignore = "a data race on purpose: make tsan"]
+fn weak_p6_link_relaxed() {
+    linked_table::<StoreRelaxed>();
+}
+
+#[test]
+#[ignore = "a data race on purpose: make tsan"]
+fn weak_p6_walk_relaxed() {
+    linked_table::<WalkRelaxed>();
+}
+
+#[test]
+#[ignore = "a data race on purpose: make tsan"]
+fn weak_p4_clear_of_the_children_relaxed() {
+    clean_children::<ClearRelaxed>();
+}
+
+#[test]
+#[ignore = "a data race on purpose: make tsan"]
+fn weak_p4_test_of_the_children_relaxed() {
+    clean_children::<ObserveRelaxed>();
+}
+
+#[test]
+#[ignore = "a data race on purpose: make tsan"]
+fn weak_p4_clear_of_the_page_relaxed() {
+    clean_page::<ClearRelaxed>();
+}
+
+#[test]
+#[ignore = "a data race on purpose: make tsan"]
+fn weak_p4_test_of_the_page_relaxed() {
+    clean_page::<ObserveRelaxed>();
+}

@@ -1,0 +1,435 @@
+"""Dumps that are cut short, lie, or belong to another machine: a typed error that says where and what, and no more memory."""
+
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.dumps.images import (
+    PAGE,
+    PT_NOTE,
+    Cpu,
+    ElfImage,
+    Segment,
+    chain,
+    flat,
+    lime_range,
+    note,
+    qemu_state,
+    small_elf,
+    table,
+)
+
+from shadow_mmu import DumpError, UnsupportedModeError, open_dump
+from shadow_mmu.errors import ClosedError, ConfigError
+
+Open = Callable[..., object]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Open:
+    """Return a function that writes bytes to a file, opens it as a dump and lists its maps."""
+
+    def use(data: bytes, **arguments: int) -> object:
+        path = tmp_path / "dump"
+        path.write_bytes(data)
+        with open_dump(path) as dump:
+            return dump.maps(**arguments)  # type: ignore[arg-type]
+
+    return use
+
+
+def small_lime() -> bytes:
+    pages = chain(4)
+    return lime_range(0x1000, pages[0x1000] + pages[0x2000]) + lime_range(0x3000, pages[0x3000] + pages[0x4000])
+
+
+def test_the_small_dumps_are_good(opened: Open) -> None:
+    for levels in (4, 5):
+        assert len(opened(small_elf(levels).build())) == 1  # type: ignore[arg-type]
+    assert len(opened(small_lime(), cr3=0x1000)) == 1  # type: ignore[arg-type]
+    assert len(opened(flat(chain(4), 0x5000), cr3=0x1000)) == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["elf", "lime"])
+def test_a_dump_cut_short_at_any_byte_is_refused(tmp_path: Path, form: str) -> None:
+    first, second = table({0: 0x2007}), bytes(range(16))
+    elf = ElfImage([Segment(0x1000, first), Segment(0x9000, second)]).build()
+    whole = elf if form == "elf" else lime_range(0x1000, first) + lime_range(0x9000, second)
+    path = tmp_path / "cut"
+    path.write_bytes(whole)
+    with open_dump(path) as dump:
+        assert dump.memory.size == PAGE + 16
+    for size in range(len(whole) - 1, -1, -1):
+        os.truncate(path, size)
+        if form == "lime" and size == 32 + PAGE:
+            # Cut between two ranges a LiME image is whole: nothing in it counts them.
+            with open_dump(path) as dump:
+                assert dump.memory.size == PAGE
+            continue
+        with pytest.raises(DumpError) as refused:
+            open_dump(path)
+        assert refused.value.path == str(path)
+        assert str(path) in str(refused.value)
+        # Of less than the first bytes nobody knows what it was: no raw image, for that is whole pages.
+        assert (refused.value.offset is None) == (size < 4), size
+
+
+def test_a_raw_image_cut_short_is_refused_where_it_is_no_whole_page(tmp_path: Path) -> None:
+    path = tmp_path / "cut"
+    path.write_bytes(flat(chain(4), 0x8000))
+    for size in (*range(0x7FFF, 0x6FFF, -1), 0x5001, 0x5000):
+        os.truncate(path, size)
+        if size % PAGE:
+            with pytest.raises(DumpError, match=f"found {size} bytes, expected a multiple of 4096"):
+                open_dump(path)
+        else:
+            # Whole pages are an image: of less memory.
+            with open_dump(path) as dump:
+                assert len(dump.maps(cr3=0x1000)) == 1
+    path.write_bytes(flat(chain(4), 0x8000))
+    for size in (0x4000, 0x3000, 0x2000):
+        os.truncate(path, size)
+        with open_dump(path) as dump:
+            assert dump.page_tables(0x1000).leaves().absent.count == 1
+    os.truncate(path, 0x1000)
+    with open_dump(path) as dump, pytest.raises(DumpError, match="CR3 0x1000: its table at gpa 0x1000 not in the dump"):
+        dump.maps(cr3=0x1000)
+    os.truncate(path, 0)
+    with pytest.raises(DumpError, match="found 0 bytes"):
+        open_dump(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "offset", "text"),
+    [
+        ("class", 1, 4, "ELF field e_class: found 1, expected 2 (64-bit)"),
+        ("data", 2, 5, "ELF field e_data: found 2, expected 1 (little endian)"),
+        ("ident", 0, 6, "ELF field e_ident_version: found 0, expected 1"),
+        ("type", 2, 16, "ELF field e_type: found 2, expected 4 (a core file)"),
+        ("machine", 3, 18, "ELF field e_machine: found 3 (i386), expected 62"),
+        ("machine", 183, 18, "ELF field e_machine: found 183 (AArch64), expected 62"),
+        ("machine", 999, 18, "ELF field e_machine: found 999, expected 62"),
+        ("phentsize", 32, 54, "ELF field e_phentsize: found 32, expected 56"),
+        ("phnum", 0, 56, "number of program headers: found 0, expected 1 to 1,048,576"),
+        ("phnum", 0xFFFE, 64, "the table of 65,534 program headers ends after the file"),
+        ("phnum", 0xFFFF, 40, "ELF field e_shoff: found 0, expected a section header, as e_phnum is PN_XNUM"),
+        ("phoff", 1 << 63, 1 << 63, "the table of 3 program headers ends after the file: found 0 bytes"),
+        ("phoff", (1 << 64) - 8, (1 << 64) - 8, "the table of 3 program headers ends after the file"),
+    ],
+)
+def test_an_elf_header_that_is_no_x86_64_core_is_refused(
+    opened: Open, field: str, value: int, offset: int, text: str
+) -> None:
+    image = small_elf()
+    image.header = {field: value}
+    with pytest.raises(DumpError) as refused:
+        opened(image.build())
+    assert text in str(refused.value)
+    assert refused.value.offset == offset
+
+
+def test_more_segments_than_16_bits_count_are_counted_by_the_section_header(opened: Open) -> None:
+    image = small_elf()
+    size = len(image.build())
+
+    def with_section(count: int, at: int = size) -> bytes:
+        image.header = {"phnum": 0xFFFF, "shoff": at}
+        return image.build() + bytes(44) + struct.pack("<I", count) + bytes(16)
+
+    assert len(opened(with_section(3))) == 1  # type: ignore[arg-type]
+    with pytest.raises(DumpError, match="found 4,294,967,295, expected 1 to 1,048,576") as refused:
+        opened(with_section(0xFFFFFFFF))
+    assert refused.value.offset == size + 44
+    with pytest.raises(DumpError, match="the table of 1,000,000 program headers ends after the file"):
+        opened(with_section(1_000_000))
+    with pytest.raises(DumpError, match="the section header that counts the segments ends after the file"):
+        opened(with_section(3, at=size + 1))
+
+
+@pytest.mark.parametrize(
+    ("lies", "text"),
+    [
+        ({"filesz": 1 << 40, "memsz": 1 << 40}, "segment of gpa 0x3000 leaves the file"),
+        ({"filesz": (1 << 64) - 1, "memsz": (1 << 64) - 1}, "segment of gpa 0x3000 leaves the file"),
+        ({"offset": (1 << 64) - 0x1000}, "segment of gpa 0x3000 leaves the file"),
+        ({"offset": 1 << 63}, "segment of gpa 0x3000 leaves the file"),
+        ({"memsz": 0x1000}, "segment has more bytes in the file than in memory: found p_filesz 0x2000"),
+        ({"paddr": (1 << 64) - 0x1000}, "segment leaves the physical address space"),
+        ({"paddr": 1 << 52}, "segment leaves the physical address space"),
+        ({"paddr": (1 << 52) - 0x1000}, "segment leaves the physical address space"),
+        ({"paddr": 0x2000}, "segment 0x2000-0x4000 overlaps 0x1000-0x3000"),
+        ({"paddr": 0x1000}, "overlaps 0x1000-0x3000"),
+        ({"paddr": 0x2FFF}, "segment 0x2fff-0x4fff overlaps 0x1000-0x3000"),
+        ({"paddr": 0}, "segment 0x1000-0x3000 overlaps 0x0-0x2000"),
+    ],
+)
+def test_a_segment_that_lies_is_refused(opened: Open, lies: dict[str, int], text: str) -> None:
+    image = small_elf()
+    second = image.segments[1]
+    image.segments = [image.segments[0], Segment(second.paddr, second.data, lies)]
+    with pytest.raises(DumpError) as refused:
+        opened(image.build())
+    assert text in str(refused.value)
+    # Of two that overlap, the one that begins later is told.
+    headers = (64 + 56, 64 + 2 * 56)
+    assert refused.value.offset == headers[0 if lies == {"paddr": 0} else 1]
+
+
+def test_a_segment_inside_another_is_seen_behind_one_between(opened: Open) -> None:
+    """The overlap is with a segment that is not its neighbour in the order of addresses."""
+    data = bytes(4 * PAGE)
+    image = ElfImage([Segment(0x1000, data), Segment(0x2000, b"", {}), Segment(0x4000, bytes(PAGE))])
+    with pytest.raises(DumpError, match="segment 0x4000-0x5000 overlaps 0x1000-0x5000"):
+        opened(image.build())
+
+
+def test_segments_that_name_the_same_bytes_of_the_file_may_overlap(opened: Open, tmp_path: Path) -> None:
+    """A dump by virtual addresses lists memory twice; there is nothing to contradict."""
+    pages = chain(4)
+    image = ElfImage([Segment(0x1000, b"".join(pages[gpa] for gpa in sorted(pages)))])
+    twice = ElfImage([*image.segments, Segment(0x2000, b"")])
+    at = len(twice.build()) - 4 * PAGE
+    twice.segments = [image.segments[0], Segment(0x2000, b"", {"offset": at + PAGE, "filesz": PAGE, "memsz": PAGE})]
+    assert len(opened(twice.build())) == 1  # type: ignore[arg-type]
+    with open_dump(tmp_path / "dump") as dump:
+        assert [str(one) for one in dump.memory.ranges] == ["0x1000-0x5000"]
+    twice.segments = [image.segments[0], Segment(0x2000, b"", {"offset": at, "filesz": PAGE, "memsz": PAGE})]
+    with pytest.raises(DumpError, match="segment 0x2000-0x3000 overlaps 0x1000-0x5000"):
+        opened(twice.build())
+
+
+def test_bytes_that_a_segment_has_not_in_the_file_are_absent_not_zero(opened: Open, tmp_path: Path) -> None:
+    pages = chain(4)
+    image = ElfImage([Segment(0x1000, b"".join(pages[gpa] for gpa in sorted(pages)), {"memsz": 64 * PAGE})])
+    assert len(opened(image.build())) == 1  # type: ignore[arg-type]
+    with open_dump(tmp_path / "dump") as dump:
+        assert dump.memory.size == 4 * PAGE
+        with pytest.raises(DumpError, match="8 bytes of memory at gpa 0x5000 not in the dump"):
+            dump.memory.read(0x5000, 8)
+
+
+@pytest.mark.parametrize("segments", [[], [Segment(0x1000, b"")], [Segment(0x1000, b"", {"memsz": 1 << 30})]])
+def test_a_dump_without_memory_is_refused(opened: Open, segments: list[Segment]) -> None:
+    with pytest.raises(DumpError, match="no memory in the dump: expected at least one segment"):
+        opened(ElfImage(segments).build())
+
+
+@pytest.mark.parametrize(
+    ("notes", "text"),
+    [
+        (struct.pack("<III", 5, 0xFFFFFFFF, 0) + b"QEMU\0\0\0\0", "note leaves its segment: found a name of 0x5"),
+        (struct.pack("<III", 0xFFFFFFFF, 440, 0), "note leaves its segment: found a name of 0xffffffff"),
+        (struct.pack("<III", 0xFFFFFFFF, 0xFFFFFFFF, 0), "note leaves its segment"),
+        (struct.pack("<II", 5, 440), "the header of a note leaves its segment: found 8 bytes, expected 12"),
+        (note(b"QEMU\0", 0, bytes(100)), "QEMU's CPU note is too short: found 100 bytes, expected at least 432"),
+        (note(b"QEMU\0", 0, qemu_state(Cpu(), version=2)), "QEMU's CPU note has another version: found 2, expected 1"),
+        (note(b"QEMU\0", 0, qemu_state(Cpu(), size=0)), "QEMU's CPU note has another size: found 0"),
+        (note(b"QEMU\0", 0, qemu_state(Cpu(), size=441)), "QEMU's CPU note has another size: found 441"),
+        (bytes(12) * 70_000, "too many notes: expected at most 65,536"),
+    ],
+)
+def test_notes_that_lie_are_refused(opened: Open, notes: bytes, text: str) -> None:
+    image = small_elf()
+    image.notes = notes
+    with pytest.raises(DumpError) as refused:
+        opened(image.build())
+    assert text in str(refused.value)
+    assert refused.value.offset is not None
+
+
+@pytest.mark.parametrize(
+    ("lies", "text"),
+    [
+        ({"filesz": (1 << 64) - 1}, "note segment leaves the file: found 0xffffffffffffffff bytes"),
+        ({"offset": (1 << 64) - 1}, "a note segment ends after the file"),
+        ({"offset": 1 << 40}, "a note segment ends after the file"),
+    ],
+)
+def test_a_note_segment_that_lies_is_refused(opened: Open, lies: dict[str, int], text: str) -> None:
+    image = small_elf()
+    image.note_header = lies
+    with pytest.raises(DumpError) as refused:
+        opened(image.build())
+    assert text in str(refused.value)
+
+
+def test_notes_of_others_are_passed_over(opened: Open) -> None:
+    image = small_elf()
+    foreign = note(b"VMCOREINFO\0", 0, b"OSRELEASE=6.1\n") + note(b"X" * 400, 7, bytes(3)) + note(b"", 0, b"")
+    # QEMU before version 5 wrote no kernel_gs_base.
+    older = note(b"QEMU\0", 0, qemu_state(Cpu(), size=432)[:432])
+    image.notes = foreign + older + note(b"CORE\0", 1, bytes(336)) + struct.pack("<III", 5, 1, 9) + b"LAST\0\0\0\0!"
+    assert len(opened(image.build())) == 1  # type: ignore[arg-type]
+
+
+def test_a_dump_without_registers_wants_a_cr3(opened: Open) -> None:
+    image = small_elf()
+    image.note_header = {"type": PT_NOTE + 1}
+    for data in (image.build(), small_lime(), flat(chain(4), 0x5000)):
+        with pytest.raises(ConfigError, match="no vCPU's registers are in the dump: expected a CR3"):
+            opened(data)
+        assert len(opened(data, cr3=0x1000)) == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (lime_range(0x1000, bytes(PAGE), version=2), "LiME range of another version: found 2, expected 1"),
+        (lime_range(0x1000, bytes(PAGE)) + bytes(32), "no LiME range: found b'\\x00\\x00\\x00\\x00', expected b'EMiL'"),
+        (lime_range(0x1000, bytes(PAGE)) + b"EMi", "the header of a LiME range ends after the file"),
+        (lime_range(0x1000, b"", last=0xFFF), "LiME range makes no sense: found first gpa 0x1000, last 0xfff"),
+        (lime_range(0x1000, bytes(PAGE), last=(1 << 64) - 1), "LiME range makes no sense"),
+        (lime_range((1 << 52) - 1, bytes(2)), "LiME range makes no sense"),
+        (lime_range(0x1000, bytes(PAGE), last=(1 << 52) - 1), "segment of gpa 0x1000 leaves the file"),
+        (lime_range(0x1000, bytes(PAGE), last=0x2000), "segment of gpa 0x1000 leaves the file"),
+        (lime_range(0x1000, bytes(PAGE)) * 2, "segment 0x1000-0x2000 overlaps 0x1000-0x2000"),
+    ],
+)
+def test_a_lime_image_that_lies_is_refused(opened: Open, data: bytes, text: str) -> None:
+    with pytest.raises(DumpError) as refused:
+        opened(data, cr3=0x1000)
+    assert text in str(refused.value)
+    assert refused.value.offset is not None
+
+
+@pytest.mark.parametrize(
+    ("start", "text"),
+    [
+        (b"KDUMP   ", "this is a kdump-compressed dump: expected an ELF dump: dump-guest-memory without -z"),
+        (b"PAGEDU64", "this is a Windows crash dump"),
+        (b"QFI\xfb", "this is a qcow2 image"),
+        (b"\xfd7zXZ\0", "this is an xz archive: expected the file in it"),
+        (b"\x1f\x8b", "this is a gzip archive"),
+        (b"\x28\xb5\x2f\xfd", "this is a zstd archive"),
+    ],
+)
+def test_a_file_of_another_format_is_not_taken_for_raw_memory(opened: Open, start: bytes, text: str) -> None:
+    with pytest.raises(DumpError, match=text.replace("(", "\\(")):
+        opened(start.ljust(PAGE, b"\0"), cr3=0)
+
+
+def test_a_cr3_outside_memory_is_refused(opened: Open) -> None:
+    for cr3 in (0x9000, 0x5000, 0, (1 << 52) - PAGE):
+        image = small_elf()
+        image.cpus = [Cpu(cr3=cr3)]
+        with pytest.raises(DumpError, match=f"CR3 {cr3:#x}: its table at gpa {cr3:#x} not in the dump") as refused:
+            opened(image.build())
+        assert "expected memory in its 1 ranges, 0x1000 to 0x5000" in str(refused.value)
+        with pytest.raises(DumpError, match=f"CR3 {cr3:#x}: its table"):
+            opened(small_elf().build(), cr3=cr3)
+
+
+def test_a_root_that_is_not_whole_is_refused(opened: Open) -> None:
+    pages = chain(4)
+    whole = b"".join(pages[gpa] for gpa in sorted(pages))
+    with pytest.raises(DumpError, match="CR3 0x4000: its table"):
+        opened(ElfImage([Segment(0x1000, whole[:-1])], [Cpu(cr3=0x4000)]).build())
+
+
+@pytest.mark.parametrize("bit", [52, 60, 63])
+def test_a_cr3_with_a_reserved_bit_is_refused(opened: Open, bit: int) -> None:
+    cr3 = 0x1000 | 1 << bit
+    image = small_elf()
+    image.cpus = [Cpu(cr3=cr3)]
+    with pytest.raises(DumpError, match=f"CR3 of vCPU 0: found {cr3:#x}, expected 64 bits, none above 51"):
+        opened(image.build())
+    with pytest.raises(ConfigError, match=f"CR3 {cr3:#x}: expected 64 bits, none above 51"):
+        opened(small_elf().build(), cr3=cr3)
+
+
+@pytest.mark.parametrize("bits", [0x18, 0xFFF, 1 << 61, 3 << 61])
+def test_pcid_cache_and_lam_bits_of_cr3_are_no_part_of_the_address(opened: Open, bits: int) -> None:
+    image = small_elf()
+    image.cpus = [Cpu(cr3=0x1000 | bits)]
+    assert len(opened(image.build())) == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("registers", [{"cr0": 0x50033}, {"cr4": 0x690}, {"cr0": 0, "cr4": 0}])
+def test_a_vcpu_in_another_paging_mode_is_refused(opened: Open, registers: dict[str, int]) -> None:
+    image = small_elf()
+    image.cpus = [Cpu(**registers)]
+    with pytest.raises(UnsupportedModeError, match="expected 4- or 5-level paging"):
+        opened(image.build())
+    assert len(opened(image.build(), levels=4)) == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"cpu": 1}, "no vCPU 1: expected 0 to 0"),
+        ({"cpu": -1}, "no vCPU -1: expected 0 to 0"),
+        ({"cpu": 0, "cr3": 0x1000}, "cr3 0x1000 and cpu 0: expected one of the two"),
+        ({"levels": 3}, "levels 3: expected 4 or 5"),
+        ({"levels": 6}, "levels 6: expected 4 or 5"),
+        ({"cr3": -1}, "CR3 -0x1: expected 64 bits"),
+        ({"cr3": 1 << 64}, "expected 64 bits"),
+        ({"limit": 0}, "limit 0: expected a positive number of pages"),
+    ],
+)
+def test_an_argument_out_of_its_range_is_refused(opened: Open, arguments: dict[str, int], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        opened(small_elf().build(), **arguments)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    fifo = tmp_path / "pipe"
+    os.mkfifo(fifo)
+    for path, text in (
+        (tmp_path / "absent", "cannot be opened \\(No such file or directory\\)"),
+        (tmp_path, "is no regular file"),
+        (fifo, "is no regular file"),
+        ("a\0b", "cannot be opened \\(embedded null byte\\)"),
+    ):
+        with pytest.raises(DumpError, match=text):
+            open_dump(path)
+    with pytest.raises(ConfigError, match="dump format 'vmss': expected 'elf', 'lime' or 'raw'"):
+        open_dump(fifo, format="vmss")  # type: ignore[arg-type]
+
+
+def test_a_format_that_the_file_has_not_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "dump"
+    path.write_bytes(flat({0x1000: table({})}, 0x2000))
+    with pytest.raises(DumpError, match="no ELF file: found b''"):
+        open_dump(path, format="elf")
+    with pytest.raises(DumpError, match="no LiME range"):
+        open_dump(path, format="lime")
+
+
+def test_a_closed_dump_is_a_closed_error(tmp_path: Path) -> None:
+    path = tmp_path / "dump"
+    path.write_bytes(small_elf().build())
+    with open_dump(path) as dump:
+        tables = dump.page_tables()
+    dump.close()
+    for use in (tables.leaves, lambda: tables.walk(0), lambda: dump.memory.read(0x1000, 8), lambda: dump.roots):
+        with pytest.raises(ClosedError, match="the dump is closed"):
+            use()
+
+
+def test_a_file_cut_short_while_it_is_open_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "dump"
+    path.write_bytes(small_elf().build())
+    with open_dump(path) as dump:
+        os.truncate(path, path.stat().st_size - PAGE)
+        with pytest.raises(DumpError, match="memory at gpa 0x4000 is gone: the file was cut short while it was open"):
+            dump.maps()
+
+
+@pytest.mark.parametrize(("gpa", "length"), [(0, 1), (0xFFF, 2), (0x4FFF, 2), (0x5000, 1), (-1, 1), (0x1000, -1), (1 << 64, 8), (0x1000, 1 << 62)])  # fmt: skip
+def test_memory_outside_the_dump_cannot_be_read(tmp_path: Path, gpa: int, length: int) -> None:
+    path = tmp_path / "dump"
+    path.write_bytes(small_elf().build())
+    with open_dump(path) as dump:
+        assert len(dump.memory.read(0x1FFF, 0x2002)) == 0x2002
+        with pytest.raises(DumpError, match="not in the dump"):
+            dump.memory.read(gpa, length)
+
+
+@pytest.mark.parametrize("gva", [-1, 1 << 64])
+def test_a_gva_that_is_no_64_bit_number_is_refused(tmp_path: Path, gva: int) -> None:
+    path = tmp_path / "dump"
+    path.write_bytes(small_elf().build())
+    with open_dump(path) as dump, pytest.raises(ConfigError, match="gva"):
+        dump.walk(gva)

@@ -1,0 +1,86 @@
+"""Mutated dumps: typed errors only, in little memory and little time; a million of them in the soak run."""
+
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable
+from time import perf_counter
+
+import pytest
+from tests.dumps.fuzz import LIMIT, corpus, fuzz, input_of
+
+BOUND = (16 << 20) + 60 * LIMIT
+"""Most bytes that one dump of the corpus may cost: docs/dumps.md says how it comes about."""
+SECONDS = 20.0
+"""No input hangs; the slowest takes some tenths of a second, on a machine that is busy too."""
+
+
+def measured(peaks: list[int]) -> Callable[[Callable[[], str]], str]:
+    """Return what fuzz() calls: it measures memory and time of each input."""
+
+    def each(run: Callable[[], str]) -> str:
+        tracemalloc.reset_peak()
+        before, start = tracemalloc.get_traced_memory()[0], perf_counter()
+        end = run()
+        peaks.append(tracemalloc.get_traced_memory()[1] - before)
+        assert peaks[-1] <= BOUND
+        assert perf_counter() - start < SECONDS
+        return end
+
+    return each
+
+
+def timed(run: Callable[[], str]) -> str:
+    """Measure the time only."""
+    start = perf_counter()
+    end = run()
+    assert perf_counter() - start < SECONDS
+    return end
+
+
+def check_ends(ends: Counter[str], count: int) -> None:
+    """Check that the mutations neither break everything nor nothing."""
+    assert sum(ends.values()) == count
+    assert set(ends) == {"read", "DumpError", "UnsupportedModeError"}
+    assert ends["read"] > count // 20
+    assert ends["DumpError"] > count // 10
+
+
+def run(seed: int, measure: int, count: int) -> None:
+    """Use ``count`` inputs, and measure the memory of the first ones, which costs ten times the time."""
+    peaks: list[int] = []
+    tracemalloc.start()
+    try:
+        ends = fuzz(seed, measure, each=measured(peaks))
+    finally:
+        tracemalloc.stop()
+    print(f"{max(peaks):,} bytes at most, {BOUND:,} allowed")
+    assert max(peaks) > 1 << 20  # the measurement sees what numpy allocates
+    check_ends(ends + fuzz(seed + 1, count - measure, each=timed), count)
+
+
+def test_2000_mutated_dumps_give_typed_errors_in_little_memory() -> None:
+    run(1, 500, 2000)
+
+
+@pytest.mark.soak
+def test_a_million_mutated_dumps_give_typed_errors_in_little_memory() -> None:
+    run(1000, 100_000, 1_000_000)
+
+
+def test_an_input_can_be_made_again() -> None:
+    assert input_of(1, 17) == input_of(1, 17)
+    assert len({input_of(1, number) for number in range(50)}) > 45
+
+
+def test_the_corpus_itself_is_good() -> None:
+    assert len(corpus()) == 5
+
+
+def test_an_error_that_is_not_typed_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_path: str) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("tests.dumps.fuzz.open_dump", broken)
+    with pytest.raises(ZeroDivisionError) as seen:
+        fuzz(1, 1, each=timed)
+    assert "input_of(1, 0)" in seen.value.__notes__[0]
