@@ -38,6 +38,10 @@ def test_the_model_needs_no_numpy_and_no_core() -> None:
     assert run(code) == "set()"
 
 
+def test_memory_dumps_need_no_core() -> None:
+    assert run("import sys, shadow_mmu; shadow_mmu.open_dump; print('shadow_mmu._native' in sys.modules)") == "False"
+
+
 @pytest.mark.parametrize("name", shadow_mmu.__all__)
 def test_every_public_name_is_there(name: str) -> None:
     assert getattr(shadow_mmu, name) is not None

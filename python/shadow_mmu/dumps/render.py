@@ -25,7 +25,7 @@ _ROOTS: Final = ("CR3", "vCPUs", "KPTI")
 
 
 def _maps_row(one: "MappedRange") -> tuple[str, ...]:
-    gpa = f"{one.gpa:#x}" + (f" and {one.runs - 1:,} more runs" if one.runs > 1 else "")
+    gpa = f"{one.gpa:#x}" + (f" ({one.runs:,} runs)" if one.runs > 1 else "")
     return (
         f"{one.start:#018x}",
         f"{one.end:#018x}",

@@ -1,7 +1,7 @@
 """The file of a dump: bounded reads at a place, each a typed error if the file does not reach so far.
 
 Read with ``pread``, not mapped: a page of a mapping of a file that another process cuts short is a SIGBUS, which no exception
-handler sees; a short read is an error like any other (``docs/adr/006-memory-dumps.md``).
+handler sees; a short read is an error like any other (``docs/adr/007-memory-dumps.md``).
 """
 
 import os
