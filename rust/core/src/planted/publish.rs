@@ -5,8 +5,9 @@ use shadow_mmu_planted::{Plain, apart, race};
 use super::until;
 use crate::{
     shadow::publish::{
-        KvmOrder, PublishOrder, SyncState, WritePermit, publish_table_as, publish_writable_as, set_accessed_dirty,
-        walk_load_as,
+        KvmOrder,
+        entry::{PublishOrder, WritePermit, publish_table, publish_writable_as, set_accessed_dirty, walk_load_as},
+        marks::{MarkOrder, SyncState},
     },
     sync::{AtomicU64, Ordering},
 };
@@ -22,12 +23,12 @@ impl PublishOrder for WalkRelaxed {
 }
 
 enum ClearRelaxed {}
-impl PublishOrder for ClearRelaxed {
-    const CLEAR_CHILDREN: Ordering = Ordering::Relaxed;
+impl MarkOrder for ClearRelaxed {
+    const CLEAR: Ordering = Ordering::Relaxed;
 }
 
 enum ObserveRelaxed {}
-impl PublishOrder for ObserveRelaxed {
+impl MarkOrder for ObserveRelaxed {
     const OBSERVE: Ordering = Ordering::Relaxed;
 }
 
@@ -95,7 +96,7 @@ fn linked_table<O: PublishOrder>() {
         let (entries, link) = (Plain::new(), AtomicU64::new(0));
         let fault = || {
             entries.write(WRITABLE);
-            publish_table_as::<O>(&link, LINKED);
+            publish_table::<O>(&link, LINKED);
         };
         let walk = || {
             until(|| walk_load_as::<O>(&link) == LINKED);
@@ -106,7 +107,7 @@ fn linked_table<O: PublishOrder>() {
 }
 
 /// P4: the leaves (here plain data) are synced before the root's mark goes; who finds the root clean has them.
-fn clean_root<O: PublishOrder + Sync>(mark: fn(&SyncState<O>), clear: fn(&SyncState<O>)) {
+fn clean_root<O: MarkOrder + Sync>(mark: fn(&SyncState<O>), clear: fn(&SyncState<O>)) {
     apart(|| {
         let (leaves, root) = (Plain::new(), SyncState::<O>::new());
         mark(&root);
@@ -122,7 +123,7 @@ fn clean_root<O: PublishOrder + Sync>(mark: fn(&SyncState<O>), clear: fn(&SyncSt
     });
 }
 
-fn clean_children<O: PublishOrder + Sync>() {
+fn clean_children<O: MarkOrder + Sync>() {
     clean_root::<O>(
         |root| {
             root.add_unsync_child();
@@ -133,8 +134,8 @@ fn clean_children<O: PublishOrder + Sync>() {
     );
 }
 
-fn clean_page<O: PublishOrder + Sync>() {
-    clean_root::<O>(SyncState::mark_unsync, SyncState::clear_unsync);
+fn clean_page<O: MarkOrder + Sync>() {
+    clean_root::<O>(|page| page.mark_unsync(|| ()), SyncState::clear_unsync);
 }
 
 #[test]
