@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from shadow_mmu._native import Vcpu, __version__
     from shadow_mmu.dumps import MemoryDump, open_dump
     from shadow_mmu.errors import (
+        BrokenError,
         ClosedError,
         ConfigError,
         DumpError,
+        ForkedError,
         GeneralProtection,
         GuestEvent,
         GuestMemoryError,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
         RecordingError,
         ShadowMemoryError,
         ShadowMmuError,
+        ThreadError,
         TripleFault,
         UnsupportedModeError,
         VcpuBusyError,
@@ -41,9 +44,11 @@ if TYPE_CHECKING:
     from shadow_mmu.vm import Memory, Vm
 
 __all__ = [
+    "BrokenError",
     "ClosedError",
     "ConfigError",
     "DumpError",
+    "ForkedError",
     "GeneralProtection",
     "GuestEvent",
     "GuestMemoryError",
@@ -69,6 +74,7 @@ __all__ = [
     "ShadowMmuError",
     "ShadowPage",
     "Stats",
+    "ThreadError",
     "TraceKind",
     "TripleFault",
     "UnsupportedModeError",
@@ -85,9 +91,11 @@ _HOMES = {
     "_native": ("Vcpu", "__version__"),
     "dumps": ("MemoryDump", "open_dump"),
     "errors": (
+        "BrokenError",
         "ClosedError",
         "ConfigError",
         "DumpError",
+        "ForkedError",
         "GeneralProtection",
         "GuestEvent",
         "GuestMemoryError",
@@ -97,6 +105,7 @@ _HOMES = {
         "RecordingError",
         "ShadowMemoryError",
         "ShadowMmuError",
+        "ThreadError",
         "TripleFault",
         "UnsupportedModeError",
         "VcpuBusyError",

@@ -5,9 +5,11 @@ common base but :class:`Exception`, so that ``except ShadowMmuError`` never hide
 """
 
 __all__ = [
+    "BrokenError",
     "ClosedError",
     "ConfigError",
     "DumpError",
+    "ForkedError",
     "GeneralProtection",
     "GuestEvent",
     "GuestMemoryError",
@@ -17,6 +19,7 @@ __all__ = [
     "RecordingError",
     "ShadowMemoryError",
     "ShadowMmuError",
+    "ThreadError",
     "TripleFault",
     "UnsupportedModeError",
     "VcpuBusyError",
@@ -24,7 +27,7 @@ __all__ = [
 
 
 class ShadowMmuError(Exception):
-    """Base of all misuse errors. Nothing was changed by a call that raises one."""
+    """Base of all misuse errors. Nothing was changed by a call that raises one, unless its class says otherwise."""
 
 
 class ConfigError(ShadowMmuError, ValueError):
@@ -49,6 +52,21 @@ class VcpuBusyError(ShadowMmuError, RuntimeError):
 
 class ClosedError(ShadowMmuError, RuntimeError):
     """The machine was closed."""
+
+
+class ForkedError(ShadowMmuError, RuntimeError):
+    """The machine was made in another process, of which this one is a fork: it has no threads here, only a copy."""
+
+
+class ThreadError(ShadowMmuError, RuntimeError):
+    """The host cannot give the threads that were asked for; nothing was run."""
+
+
+class BrokenError(ShadowMmuError, RuntimeError):
+    """A thread panicked in the machine: a bug of this library. It can be looked at and closed, and nothing else.
+
+    The call in which it happened tells what the panic said; every later one that would change the machine is refused.
+    """
 
 
 class ProgramError(ShadowMmuError, ValueError):

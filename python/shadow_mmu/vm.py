@@ -9,9 +9,11 @@ b'\x07 '
 
 import operator
 import re
+import threading
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final, Self, SupportsIndex
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, SupportsIndex
 
 import numpy as np
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 MAX_TLB_ENTRIES: Final = 1 << 16
+PIECE: Final = 4 << 20
+"""Bytes of guest memory that one call of the core reads or writes: Python looks for signals between two."""
 _SIZE = re.compile(r"\s*([0-9]{1,20})\s*(B|K|M|G|T|KiB|MiB|GiB|TiB)?\s*", re.ASCII)
 _SHIFT = {"B": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
@@ -103,7 +107,7 @@ def _bytes_of(data: "Buffer | npt.NDArray[Any]") -> memoryview:
 class Memory:
     """Guest memory from the hypervisor's side. Writes drop the shadow entries made from words that change."""
 
-    __slots__ = ("_native", "_slots")
+    __slots__ = ("__weakref__", "_native", "_slots")
 
     def __init__(self, native: _native.Vm, slots: tuple[Memslot, ...]) -> None:
         self._native = native
@@ -130,7 +134,7 @@ class Memory:
         return first, count
 
     def read(self, gpa: SupportsIndex, length: SupportsIndex) -> bytes:
-        """Return ``length`` bytes at ``gpa``.
+        """Return ``length`` bytes at ``gpa``. Words are read one after the other while vCPUs may write.
 
         Raises
         ------
@@ -140,7 +144,14 @@ class Memory:
             The machine was closed.
 
         """
-        return self._native.memory_read(*self._range(gpa, length))
+        first, count = self._range(gpa, length)
+        if count <= PIECE:
+            return self._native.memory_read(first, count)
+        self._native.memory_require(first, count)
+        whole_range = BytesIO()
+        for at in range(first, first + count, PIECE):
+            whole_range.write(self._native.memory_read(at, min(PIECE, first + count - at)))
+        return whole_range.getvalue()
 
     def read_array(self, gpa: SupportsIndex, words: int = 512) -> "npt.NDArray[np.uint64]":
         """Return ``words`` 8-byte words at ``gpa`` (one page unless told otherwise) as a new array.
@@ -154,10 +165,19 @@ class Memory:
 
         """
         count = whole("words", words, 0, MAX_GUEST_BYTES // 8)
-        return np.frombuffer(bytearray(self.read(gpa, 8 * count)), np.dtype("<u8"))
+        first, length = self._range(gpa, 8 * count)
+        self._native.memory_require(first, length)
+        read = np.empty(count, np.dtype("<u8"))
+        for at in range(0, length, PIECE):
+            piece = self._native.memory_read(first + at, min(PIECE, length - at))
+            read[at // 8 : (at + len(piece)) // 8] = np.frombuffer(piece, read.dtype)
+        return read
 
     def write(self, gpa: SupportsIndex, data: "Buffer | npt.NDArray[Any]") -> None:
-        """Write bytes, or the bytes of a contiguous array, at ``gpa``. Takes the mmu_lock once (reason ``host``).
+        """Write bytes, or the bytes of a contiguous array, at ``gpa``.
+
+        Takes the mmu_lock once (reason ``host``) for each MiB begun. Ctrl-C ends a write of more than 4 MiB between two
+        pieces; what was written stays.
 
         Raises
         ------
@@ -170,9 +190,10 @@ class Memory:
 
         """
         view = _bytes_of(data)
-        first, _ = self._range(gpa, view.nbytes)
-        if view.nbytes:
-            self._native.memory_write(first, view)
+        first, length = self._range(gpa, view.nbytes)
+        self._native.memory_require(first, length)
+        for at in range(0, length, PIECE):
+            self._native.memory_write(first + at, view[at : at + PIECE])
 
     def __repr__(self) -> str:
         return f"<Memory {', '.join(f'{slot.gpa:#x}+{slot.bytes:#x}' for slot in self._slots)}>"
@@ -215,7 +236,7 @@ class Vm:
 
     """
 
-    __slots__ = ("_closed", "_native", "_policy", "memory", "vcpus")
+    __slots__ = ("__weakref__", "_adding", "_closed", "_native", "_policy", "memory", "vcpus")
 
     memory: Memory
     vcpus: tuple[_native.Vcpu, ...]
@@ -231,7 +252,10 @@ class Vm:
         trace: bool = False,
         lock_times: bool = False,
     ) -> None:
+        # What could not be made is closed, and has a repr.
         self._closed = True
+        self.vcpus = ()
+        self._adding = threading.Lock()
         self._policy = policy if isinstance(policy, Policy) else Policy.parse(policy)
         count = whole("vcpus", vcpus, 1, MAX_VCPUS)
         width = whole("maxphyaddr", maxphyaddr, 36, 52)
@@ -332,8 +356,9 @@ class Vm:
 
         """
         slot = Memslot(gpa, length)
-        self._native.add_memslot(slot.gpa, slot.bytes)
-        self.memory = Memory(self._native, tuple(sorted((*self.memory.slots, slot), key=lambda one: one.gpa)))
+        with self._adding:
+            self._native.add_memslot(slot.gpa, slot.bytes)
+            self.memory = Memory(self._native, tuple(sorted((*self.memory.slots, slot), key=lambda one: one.gpa)))
         return slot
 
     def audit(self) -> list[str]:
@@ -357,6 +382,10 @@ class Vm:
         if not self._closed:
             self._native.close()
             self._closed = True
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied or pickled: a machine is not a value."""
+        raise TypeError("a Vm cannot be copied or pickled: make another one of its parameters")
 
     def __enter__(self) -> Self:
         return self

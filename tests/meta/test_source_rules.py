@@ -39,7 +39,7 @@ def test_the_core_forbids_unsafe_code_and_has_none() -> None:
 def test_the_bindings_stay_marshalling() -> None:
     """A binding that decides something grows; the cap makes that visible (architecture, bindings)."""
     lines = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "rust/python/src").rglob("*.rs")}
-    assert sum(lines.values()) <= 1000, lines
+    assert sum(lines.values()) <= 1250, lines
 
 
 def test_no_file_names_a_path_of_somebodys_machine() -> None:

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from tests.behaviour.guest import PAGE, PS, RWU, USED, A, D, Guest, GuestMaker, P, U, W
 from tests.behaviour.machines import AnyMachine
 
+from shadow_mmu.errors import BrokenError
 from shadow_mmu.model.constants import INVALID_ROOT, REQ_FREE_OBSOLETE_ROOTS
 from shadow_mmu.types import OpFlag, OpKind, OutcomeCode
 
 USER = int(OpFlag.USER)
 NEW = 0x500000
 """A frame that no root maps at first."""
+
+PANIC_VALUE = 0xDEAD_BEEF_0000_0000
+"""The value whose store panics under the two mutants that panic."""
 
 AnyGuest = Guest[AnyMachine]
 
@@ -413,4 +417,31 @@ def _obsolete_unannounced(self: Scenario, guest: GuestMaker) -> AnyGuest:
     one.run(OpKind.ZAP_GFN, a >> 12)
     self.expect(one.state().requests & REQ_FREE_OBSOLETE_ROOTS)
     one.visit(a)
+    return one
+
+
+# ------------------------------------------------------------------------------------------ panics
+
+
+def _survives(operation: Callable[[], object]) -> bool:
+    try:
+        operation()
+    except BrokenError:
+        return False
+    return True
+
+
+@scenario("panic-in-guest", "R11", "the machine was broken by a store")
+def _panic_in_guest(self: Scenario, guest: GuestMaker) -> AnyGuest:
+    one, (a, _) = guest("lru:3")
+    one.visit(a)
+    self.expect(_survives(lambda: one.store(PAGE, PANIC_VALUE)))
+    return one
+
+
+@scenario("panic-under-lock", "R11", "the machine was broken by the hypervisor's write")
+def _panic_under_lock(self: Scenario, guest: GuestMaker) -> AnyGuest:
+    one, (a, _) = guest("lru:3")
+    one.visit(a)
+    self.expect(_survives(lambda: one.poke(one.entry(a, PAGE), PANIC_VALUE)))
     return one

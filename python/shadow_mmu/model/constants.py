@@ -11,6 +11,7 @@ WORD: Final = (1 << 64) - 1
 PAGE_SHIFT: Final = 12
 PAGE_SIZE: Final = 1 << PAGE_SHIFT
 PAGE_OFFSET: Final = PAGE_SIZE - 1
+HOST_PIECE: Final = 1 << 20  # bytes that one acquisition of the mmu_lock writes on behalf of the host
 ENTRIES: Final = 512
 INDEX: Final = ENTRIES - 1
 PFN_MASK: Final = ((1 << 52) - 1) & ~PAGE_OFFSET

@@ -49,7 +49,7 @@ class HypervisorMemory:
         return self._vm.memory.read(gpa, length)
 
     def write(self, gpa: int, data: bytes) -> None:
-        """Write bytes; shadow entries made from words that change are dropped, in one critical section.
+        """Write bytes; shadow entries made from words that change are dropped, in one critical section for each MiB.
 
         Raises
         ------
@@ -59,8 +59,9 @@ class HypervisorMemory:
         """
         data = bytes(data)
         self._vm.memory.check_range(gpa, len(data))
-        if data:
-            host_write(self._vm, self._vm.vcpus[0], self._vm.memory.words_of(gpa, data))
+        for at in range(0, len(data), c.HOST_PIECE):
+            piece = data[at : at + c.HOST_PIECE]
+            host_write(self._vm, self._vm.vcpus[0], self._vm.memory.words_of(gpa + at, piece))
 
 
 class Machine:

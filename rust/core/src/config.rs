@@ -78,6 +78,9 @@ impl FromStr for Policy {
     }
 }
 
+/// The value whose store panics under [`Mutant::PanicInGuest`] and [`Mutant::PanicUnderLock`].
+pub const PANIC_VALUE: u64 = 0xdead_beef_0000_0000;
+
 macro_rules! mutants {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
         /// One rule of the MMU switched off, to prove that a test notices (cargo feature `mutants`).
@@ -151,6 +154,10 @@ mutants! {
     NoFloodingLimit = "no-flooding-limit",
     /// A zapped root is not announced to the vCPUs that use it (E149).
     ObsoleteUnannounced = "obsolete-unannounced",
+    /// A guest store of [`PANIC_VALUE`] panics inside the guest, after the store.
+    PanicInGuest = "panic-in-guest",
+    /// A hypervisor's write of [`PANIC_VALUE`] panics under the lock, before the shadow entries are dropped.
+    PanicUnderLock = "panic-under-lock",
 }
 
 impl FromStr for Mutant {

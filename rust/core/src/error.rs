@@ -34,7 +34,7 @@ pub enum Error {
         /// Bytes asked for.
         len: u64,
     },
-    /// Memory for guest RAM or shadow pages could not be had.
+    /// Memory for guest RAM, vCPUs, shadow pages or results could not be had.
     #[error("cannot allocate {bytes} bytes for {what}")]
     OutOfMemory {
         /// What it was for.
@@ -112,7 +112,11 @@ pub enum Error {
         /// What the system said.
         cause: String,
     },
-    /// A thread of a run panicked: a bug of this library, reported instead of poisoning.
+    /// A thread panicked while it worked on this machine, which is half changed since and can only be looked at.
+    #[error("this machine is broken: a thread panicked in it, so its state is not to be trusted; make a new one")]
+    Broken,
+    /// A thread of a run panicked: a bug of this library, reported instead of poisoning. The machine is
+    /// [broken](Error::Broken) from then on.
     #[error("the thread of vCPU {vcpu} panicked: {message}")]
     Panic {
         /// The vCPU.

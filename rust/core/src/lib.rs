@@ -58,6 +58,8 @@ pub mod config;
 #[cfg(not(loom))]
 pub mod error;
 #[cfg(not(loom))]
+pub(crate) mod health;
+#[cfg(not(loom))]
 pub mod memory;
 #[cfg(not(loom))]
 pub(crate) mod mmu;

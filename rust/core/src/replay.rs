@@ -73,8 +73,8 @@ pub const MARK_AUDIT: u8 = 1;
 /// more audit follows the last operation.
 ///
 /// # Errors
-/// [`Error::BadOp`] for a wrong number of marks, [`Error::NoVcpu`], [`Error::Busy`], [`Error::Threads`], all before
-/// anything is done;
+/// [`Error::BadOp`] for a wrong number of marks, [`Error::NoVcpu`], [`Error::Busy`], [`Error::Broken`],
+/// [`Error::Threads`], all before anything is done;
 /// [`Error::Program`] for an operation that is host misuse, [`Error::Panic`].
 pub fn replay(
     vm: &Vm,
@@ -91,6 +91,7 @@ pub fn replay(
     if let Some(op) = ops.iter().find(|op| usize::from(op.vcpu) >= count) {
         return Err(Error::NoVcpu { vcpu: usize::from(op.vcpu), count });
     }
+    vm.check_health()?;
     // Taken before anything is done, and kept.
     let cpus = vm.all_cpus()?;
     let input = Input { vm, ops, pages, marks, check: options.check, control };

@@ -78,7 +78,7 @@ pub struct RunReport {
 struct Part {
     done: u64,
     faults: u64,
-    outcomes: Vec<OutcomeRecord>,
+    outcomes: Option<Vec<OutcomeRecord>>,
     began: Instant,
     ended: Instant,
     error: Option<Error>,
@@ -87,7 +87,8 @@ struct Part {
 /// Runs program i on vCPU i, each on its own thread, all started together.
 ///
 /// # Errors
-/// [`Error::NoVcpu`] for more programs than vCPUs, [`Error::Busy`] and [`Error::Threads`], before anything is run;
+/// [`Error::NoVcpu`] for more programs than vCPUs, [`Error::Busy`], [`Error::Broken`], [`Error::OutOfMemory`] for the
+/// outcomes, and [`Error::Threads`], before anything is run;
 /// [`Error::Program`] for an operation that is host misuse and [`Error::Panic`], after every thread has stopped. What was
 /// done stays done.
 pub fn run(
@@ -99,12 +100,16 @@ pub fn run(
 ) -> Result<RunReport> {
     // Every vCPU is taken before anything is run, and kept until its program ends.
     let cpus = (0..programs.len()).map(|index| vm.cpu(index)).collect::<Result<Vec<_>>>()?;
-    let bodies = cpus.into_iter().zip(programs).enumerate().map(|(index, (cpu, program))| {
+    let mut room = Vec::with_capacity(programs.len());
+    for program in programs {
+        room.push(if options.outcomes { Some(room_for_outcomes(program.len())?) } else { None });
+    }
+    let bodies = cpus.into_iter().zip(programs).zip(room).enumerate().map(|(index, ((cpu, program), outcomes))| {
         move || {
             if options.pin {
                 pin(index);
             }
-            Ok(run_one(cpu, index, program, pages, options, control))
+            Ok(run_one(cpu, index, program, pages, outcomes, control))
         }
     });
     let parts = together(bodies.collect(), control)?;
@@ -120,10 +125,18 @@ pub fn run(
     for part in parts {
         report.ops_done.push(part.done);
         report.faults += part.faults;
-        outcomes.push(part.outcomes);
+        outcomes.extend(part.outcomes);
     }
     report.outcomes = options.outcomes.then_some(outcomes);
     Ok(report)
+}
+
+/// Room for the outcomes of a program, before it is begun.
+fn room_for_outcomes(count: usize) -> Result<Vec<OutcomeRecord>> {
+    let mut room = Vec::new();
+    let bytes = (count * size_of::<OutcomeRecord>()) as u64;
+    room.try_reserve_exact(count).map_err(|_| Error::OutOfMemory { what: "outcomes", bytes })?;
+    Ok(room)
 }
 
 fn run_one(
@@ -131,10 +144,9 @@ fn run_one(
     index: usize,
     program: &[Op],
     pages: &[PageWords],
-    options: RunOptions,
+    outcomes: Option<Vec<OutcomeRecord>>,
     control: &Control,
 ) -> Part {
-    let outcomes = Vec::with_capacity(if options.outcomes { program.len() } else { 0 });
     let began = Instant::now();
     let mut part = Part { done: 0, faults: 0, outcomes, began, ended: began, error: None };
     for chunk in program.chunks(STRIDE) {
@@ -142,15 +154,20 @@ fn run_one(
             break;
         }
         for op in chunk {
-            // Guest work is the one operation that may be long.
-            if op.kind == OpKind::Work as u8 && control.stopped() {
-                return part.end();
-            }
-            match cpu.execute(op, pages) {
+            // Guest work is the one operation that may be long. One that is too long is refused below.
+            let done = if op.kind == OpKind::Work as u8 && op.value <= MAX_WORK {
+                if !work(op.value, || control.stopped()) {
+                    return part.end();
+                }
+                Ok(Outcome::Ok(0))
+            } else {
+                cpu.execute(op, pages)
+            };
+            match done {
                 Ok(outcome) => {
                     part.faults += u64::from(!matches!(outcome, Outcome::Ok(_)));
-                    if options.outcomes {
-                        part.outcomes.push(outcome.into());
+                    if let Some(outcomes) = &mut part.outcomes {
+                        outcomes.push(outcome.into());
                     }
                 }
                 Err(cause) => {
@@ -183,10 +200,14 @@ pub(crate) fn pin(index: usize) {
 /// Most nanoseconds of one [`OpKind::Work`], so that a stop is never far.
 pub const MAX_WORK: u64 = 100_000_000;
 
-/// Guest work: keeps the core busy for about `nanos` nanoseconds, outside guest mode.
-pub(crate) fn work(nanos: u64) {
+/// Guest work: keeps the core busy for about `nanos` nanoseconds, outside guest mode; false if `stop` ended it.
+pub(crate) fn work(nanos: u64, stop: impl Fn() -> bool) -> bool {
     let since = Instant::now();
     while (since.elapsed().as_nanos() as u64) < nanos {
+        if stop() {
+            return false;
+        }
         spin_loop();
     }
+    true
 }

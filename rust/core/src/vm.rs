@@ -7,12 +7,13 @@ use crate::{
     addr::{ENTRIES, Gfn, Gpa, Gva, PAGE_SIZE, SpId, SpteRef},
     config::VmConfig,
     error::{Error, Result},
+    health::Watch,
     memory::GuestMemory,
     mmu::{MmuCx, Shared, Violation},
     op::{Op, OpKind, Outcome},
     regs::{ControlRegs, Writer},
     role::PageRole,
-    run::{MAX_WORK, work},
+    run::{Control, MAX_WORK, work},
     shadow::{arena::ShadowArena, page::SpLocked},
     stats::{LockReason, Stats, VcpuStats},
     trace::TraceRecord,
@@ -24,6 +25,11 @@ use crate::{
 
 /// A page of words, as [`OpKind::HostPage`] takes it.
 pub type PageWords = [u64; ENTRIES];
+
+/// Bytes that one acquisition of the `mmu_lock` writes on behalf of the host.
+pub const HOST_PIECE: usize = 1 << 20;
+/// About what a vCPU allocates beside itself and its TLB.
+const VCPU_EXTRA: usize = 2048;
 
 /// A virtual machine: guest memory, shadow MMU, vCPUs.
 #[derive(Debug)]
@@ -37,6 +43,8 @@ pub struct Vm {
 #[derive(Debug)]
 pub struct Cpu<'a> {
     shared: &'a Shared,
+    // Before the guard: whoever gets the vCPU after a panic finds the machine broken.
+    _watch: Watch<'a>,
     vcpu: Guard<'a, Vcpu>,
 }
 
@@ -70,7 +78,12 @@ impl Vm {
     /// [`Error::Config`] for a value out of range, [`Error::OutOfMemory`].
     pub fn new(config: VmConfig) -> Result<Vm> {
         let shared = Shared::new(config)?;
-        let vcpus = (0..shared.config.vcpus).map(|index| Mutex::new(Vcpu::new(index, &shared.config))).collect();
+        let count = shared.config.vcpus;
+        // Small allocations abort where there is no memory; so ask for what they come to, and give it back.
+        let bytes = count * (size_of::<Mutex<Vcpu>>() + VCPU_EXTRA);
+        bytemuck::try_zeroed_slice_box::<u8>(bytes)
+            .map_err(|()| Error::OutOfMemory { what: "vCPUs", bytes: bytes as u64 })?;
+        let vcpus = (0..count).map(|index| Vcpu::new(index, &shared.config).map(Mutex::new)).collect::<Result<_>>()?;
         let host = Mutex::new(MmuCx::new(None, &shared.config));
         Ok(Vm { shared, vcpus, host })
     }
@@ -88,17 +101,35 @@ impl Vm {
     /// Takes one vCPU.
     ///
     /// # Errors
-    /// [`Error::NoVcpu`]; [`Error::Busy`] while another thread has it.
+    /// [`Error::NoVcpu`]; [`Error::Busy`] while another thread has it; [`Error::Broken`].
     #[inline]
     pub fn cpu(&self, index: usize) -> Result<Cpu<'_>> {
+        let cpu = self.cpu_at_rest(index)?;
+        self.shared.health.check()?;
+        Ok(cpu)
+    }
+
+    /// Whether a thread panicked while it worked on this machine. It can be looked at then, and nothing else.
+    pub fn is_broken(&self) -> bool {
+        self.shared.health.is_broken()
+    }
+
+    /// Refuses a machine that is broken.
+    pub(crate) fn check_health(&self) -> Result<()> {
+        self.shared.health.check()
+    }
+
+    /// Takes one vCPU, of a broken machine too.
+    #[inline]
+    fn cpu_at_rest(&self, index: usize) -> Result<Cpu<'_>> {
         let vcpu = self.vcpus.get(index).ok_or(Error::NoVcpu { vcpu: index, count: self.vcpus.len() })?;
         let vcpu = vcpu.try_lock().ok_or(Error::Busy { vcpu: index })?;
-        Ok(Cpu { shared: &self.shared, vcpu })
+        Ok(Cpu { shared: &self.shared, vcpu, _watch: self.shared.health.watch() })
     }
 
     /// Takes one vCPU, waiting for the thread that has it.
     pub(crate) fn cpu_blocking(&self, index: usize) -> Cpu<'_> {
-        Cpu { shared: &self.shared, vcpu: self.vcpus[index].lock() }
+        Cpu { shared: &self.shared, vcpu: self.vcpus[index].lock(), _watch: self.shared.health.watch() }
     }
 
     /// Reads guest memory from the host's side.
@@ -110,14 +141,17 @@ impl Vm {
     }
 
     /// Writes guest memory from the host's side; shadow entries made from words that change are dropped. One
-    /// acquisition of the `mmu_lock`, none for an empty write.
+    /// acquisition of the `mmu_lock` for each [`HOST_PIECE`] bytes begun, so that no vCPU waits long.
     ///
     /// # Errors
-    /// [`Error::NoSlot`] if any byte is outside the memslots; nothing is written then.
+    /// [`Error::NoSlot`] if any byte is outside the memslots, [`Error::Broken`]; nothing is written then.
     pub fn host_write(&self, gpa: Gpa, bytes: &[u8]) -> Result<()> {
+        self.shared.health.check()?;
         self.shared.memory.require(gpa, bytes.len() as u64)?;
-        if !bytes.is_empty() {
-            self.shared.host_write_bytes(&mut self.host.lock(), gpa, bytes);
+        let _watch = self.shared.health.watch();
+        for (number, piece) in (0_u64..).zip(bytes.chunks(HOST_PIECE)) {
+            let gpa = Gpa::new(gpa.get() + number * HOST_PIECE as u64);
+            self.shared.host_write_bytes(&mut self.host.lock(), gpa, piece);
         }
         Ok(())
     }
@@ -126,8 +160,10 @@ impl Vm {
     ///
     /// # Errors
     /// [`Error::Memslot`] for a misaligned, empty, too high or overlapping slot, [`Error::Config`] for the 513th one,
-    /// [`Error::OutOfMemory`]; nothing is changed then.
+    /// [`Error::OutOfMemory`], [`Error::Broken`]; nothing is changed then.
     pub fn add_memslot(&self, gpa: Gpa, bytes: u64) -> Result<()> {
+        self.shared.health.check()?;
+        let _watch = self.shared.health.watch();
         let mut host = self.host.lock();
         let mut locked = self.shared.lock(&mut host, LockReason::Host);
         self.shared.memory.check(gpa, bytes)?;
@@ -142,27 +178,41 @@ impl Vm {
     /// [`Error::Busy`] while a vCPU is driven.
     pub fn audit(&self) -> Result<Vec<Violation>> {
         let cpus = self.all_cpus()?;
-        Ok(self.audit_with(&cpus))
+        Ok(self.audit_with(&cpus, &|| false))
     }
 
-    /// Takes every vCPU.
+    /// As [`audit`](Self::audit); ends early, with what it has found so far, if `control` says so.
+    ///
+    /// # Errors
+    /// As [`audit`](Self::audit).
+    pub fn audit_until(&self, control: &Control) -> Result<Vec<Violation>> {
+        let cpus = self.all_cpus()?;
+        Ok(self.audit_with(&cpus, &|| control.stopped()))
+    }
+
+    /// Shadow pages in use (a moment ago).
+    pub fn shadow_pages_live(&self) -> u64 {
+        self.shared.peek().pages.live()
+    }
+
+    /// Takes every vCPU, of a broken machine too.
     ///
     /// # Errors
     /// [`Error::Busy`] while one is driven.
     pub(crate) fn all_cpus(&self) -> Result<Vec<Cpu<'_>>> {
-        (0..self.vcpus.len()).map(|index| self.cpu(index)).collect()
+        (0..self.vcpus.len()).map(|index| self.cpu_at_rest(index)).collect()
     }
 
     /// As [`audit`](Self::audit), waiting for vCPUs that are about to rest.
-    pub(crate) fn audit_blocking(&self) -> Vec<Violation> {
+    pub(crate) fn audit_blocking(&self, control: &Control) -> Vec<Violation> {
         let cpus: Vec<_> = (0..self.vcpus.len()).map(|index| self.cpu_blocking(index)).collect();
-        self.audit_with(&cpus)
+        self.audit_with(&cpus, &|| control.stopped())
     }
 
-    /// Checks every invariant, the caller having taken every vCPU.
-    pub(crate) fn audit_with(&self, cpus: &[Cpu<'_>]) -> Vec<Violation> {
+    /// Checks every invariant, the caller having taken every vCPU; ends early if `stop` says so.
+    pub(crate) fn audit_with(&self, cpus: &[Cpu<'_>], stop: &dyn Fn() -> bool) -> Vec<Violation> {
         let views: Vec<_> = cpus.iter().map(|cpu| cpu.vcpu.view(&self.shared)).collect();
-        self.shared.lock(&mut self.host.lock(), LockReason::Audit).audit(&views)
+        self.shared.lock(&mut self.host.lock(), LockReason::Audit).audit(&views, stop)
     }
 
     /// Statistics, all vCPUs at rest.
@@ -272,7 +322,7 @@ impl Cpu<'_> {
                     let expected = format!("at most {MAX_WORK} ns");
                     return Err(Error::BadOp { what: "work", got: op.value.to_string(), expected });
                 }
-                work(op.value);
+                work(op.value, || false);
                 Ok(Outcome::Ok(0))
             }
             OpKind::ZapGfn => {

@@ -8,6 +8,7 @@ use pyo3::{
     buffer::PyUntypedBuffer,
     exceptions::{PyOverflowError, PyTypeError},
     prelude::*,
+    pybacked::PyBackedBytes,
     types::PyBytes,
 };
 
@@ -47,28 +48,29 @@ fn refuse_word(object: Borrowed<'_, '_, PyAny>, error: PyErr) -> PyErr {
 }
 
 /// Records of `T` that stand for the whole length of a call: a copy, so that no other thread can change them meanwhile.
-pub(crate) struct Records<'py, T> {
-    bytes: Bound<'py, PyBytes>,
+/// Readable without the interpreter.
+pub(crate) struct Records<T> {
+    bytes: PyBackedBytes,
     /// The same once more where Python's copy is not aligned for `T`.
     realigned: Option<Vec<T>>,
     record: PhantomData<T>,
 }
 
-impl<'py, T: Pod> Records<'py, T> {
+impl<T: Pod> Records<T> {
     /// Copies a C-contiguous buffer of whole records, `unit` bytes an item (or plain bytes).
     ///
     /// # Errors
     /// `ProgramError` naming the buffer, its layout and what was expected; `TypeError` for what is no buffer.
-    pub(crate) fn copy(what: &str, object: &Bound<'py, PyAny>, unit: usize) -> PyResult<Self> {
+    pub(crate) fn copy(what: &str, object: &Bound<'_, PyAny>, unit: usize) -> PyResult<Self> {
         let py = object.py();
-        let bytes = contiguous(what, object, unit)?;
-        let (length, record) = (bytes.as_bytes().len(), size_of::<T>());
+        let bytes = PyBackedBytes::from(contiguous(what, object, unit)?);
+        let (length, record) = (bytes.len(), size_of::<T>());
         if !length.is_multiple_of(record) {
             let text = format!("{what}: got {length} bytes, expected a multiple of {record}");
             return Err(errors::layout(py, text));
         }
-        let aligned = bytemuck::try_cast_slice::<u8, T>(bytes.as_bytes()).is_ok();
-        let realigned = (!aligned).then(|| bytemuck::pod_collect_to_vec(bytes.as_bytes()));
+        let aligned = bytemuck::try_cast_slice::<u8, T>(&bytes).is_ok();
+        let realigned = (!aligned).then(|| bytemuck::pod_collect_to_vec(&bytes));
         Ok(Self { bytes, realigned, record: PhantomData })
     }
 
@@ -76,7 +78,7 @@ impl<'py, T: Pod> Records<'py, T> {
     pub(crate) fn as_slice(&self) -> &[T] {
         match &self.realigned {
             Some(records) => records,
-            None => bytemuck::cast_slice(self.bytes.as_bytes()),
+            None => bytemuck::cast_slice(&self.bytes),
         }
     }
 }

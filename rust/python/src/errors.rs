@@ -2,8 +2,13 @@
 //!
 //! The classes are Python's, so that they can be read, subclassed and documented there; they are looked up by name once.
 
+use core::any::Any;
+use std::process;
+
 use pyo3::{PyTypeInfo, prelude::*, sync::PyOnceLock, types::PyType};
 use shadow_mmu::{Error, Outcome};
+
+use crate::process::Process;
 
 /// An exception class of `shadow_mmu.errors`, imported when it is first raised.
 struct Class {
@@ -28,15 +33,18 @@ impl Class {
     }
 }
 
+static BROKEN: Class = Class::new("BrokenError");
 static BASE: Class = Class::new("ShadowMmuError");
 static CLOSED: Class = Class::new("ClosedError");
 static CONFIG: Class = Class::new("ConfigError");
+static FORKED: Class = Class::new("ForkedError");
 static GENERAL_PROTECTION: Class = Class::new("GeneralProtection");
 static GUEST_MEMORY: Class = Class::new("GuestMemoryError");
 static MEMORY_RANGE: Class = Class::new("MemoryRangeError");
 static PAGE_FAULT: Class = Class::new("PageFault");
 static PROGRAM: Class = Class::new("ProgramError");
 static SHADOW_MEMORY: Class = Class::new("ShadowMemoryError");
+static THREAD: Class = Class::new("ThreadError");
 static TRIPLE_FAULT: Class = Class::new("TripleFault");
 static UNSUPPORTED_MODE: Class = Class::new("UnsupportedModeError");
 static VCPU_BUSY: Class = Class::new("VcpuBusyError");
@@ -51,7 +59,9 @@ pub(crate) fn from_core(py: Python<'_>, error: &Error) -> PyErr {
         Error::UnsupportedMode { .. } => &UNSUPPORTED_MODE,
         Error::Busy { .. } => &VCPU_BUSY,
         Error::BadOp { .. } | Error::PageCrossing { .. } | Error::Program { .. } => &PROGRAM,
-        // A bug of the library (no progress, a panicked thread), or a variant that these bindings do not know yet.
+        Error::Broken | Error::Panic { .. } => &BROKEN,
+        Error::Threads { .. } => &THREAD,
+        // A bug of the library (no progress), or a variant that these bindings do not know yet.
         _ => &BASE,
     };
     class.raise(py, error.to_string())
@@ -109,12 +119,20 @@ pub(crate) fn layout(py: Python<'_>, text: String) -> PyErr {
 
 /// A thread of the host could not be started.
 pub(crate) fn no_thread(py: Python<'_>, cause: &std::io::Error) -> PyErr {
-    BASE.raise(py, format!("cannot start a thread: {cause}"))
+    THREAD.raise(py, format!("cannot start a thread: {cause}"))
 }
 
-/// The driver thread panicked: a bug of this library, told instead of hidden.
-pub(crate) fn panicked(py: Python<'_>) -> PyErr {
-    BASE.raise(py, "the core panicked; this is a bug of shadow-mmu")
+/// The core panicked: a bug of this library, told instead of hidden.
+pub(crate) fn panicked(py: Python<'_>, payload: &(dyn Any + Send)) -> PyErr {
+    let text = payload.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
+    BROKEN.raise(py, format!("the core panicked, which is a bug of shadow-mmu: {text}"))
+}
+
+/// The machine was made in another process.
+pub(crate) fn forked(py: Python<'_>, home: Process) -> PyErr {
+    let text = "a fork does not take a machine along: make a new one here";
+    FORKED.raise(py, format!("this Vm is of process {}, and this is process {}; {text}", home.pid(), process::id()))
 }
 
 /// Whether this is Ctrl-C.

@@ -1,13 +1,15 @@
 //! The compiled half of the Python package: marshalling between Python objects and the core, and nothing else.
 //!
 //! Every rule of the machine is the core's. Here live only: arguments to core types (`convert`), core errors and guest
-//! events to the exceptions of `shadow_mmu.errors` (`errors`), reports to dictionaries (`report`), and the loop that
-//! keeps Ctrl-C and the progress callback alive while the core's threads run (`run`).
+//! events to the exceptions of `shadow_mmu.errors` (`errors`), reports to dictionaries (`report`), the loop that keeps
+//! Ctrl-C and the progress callback alive while the core's threads run (`run`), and what a fork or the end of the
+//! interpreter does to them (`process`).
 #![deny(unsafe_code)]
 
 mod convert;
 mod errors;
 mod machine;
+mod process;
 mod report;
 mod run;
 mod vcpu;
@@ -35,6 +37,7 @@ mod _native {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         let py = module.py();
+        crate::process::watch(py)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("OP_BYTES", size_of::<Op>())?;
         module.add("OUTCOME_BYTES", size_of::<OutcomeRecord>())?;

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// One virtual CPU. Methods raise `PageFault`, `GeneralProtection`, `TripleFault`, `VcpuBusyError`, `ClosedError`.
-#[pyclass(frozen, module = "shadow_mmu._native")]
+#[pyclass(frozen, weakref, module = "shadow_mmu._native")]
 pub(crate) struct Vcpu {
     machine: Arc<Machine>,
     index: usize,

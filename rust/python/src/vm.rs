@@ -4,11 +4,13 @@ use core::mem::size_of;
 use std::sync::Arc;
 
 use pyo3::{
+    exceptions::PyKeyboardInterrupt,
     prelude::*,
     types::{PyBytes, PyDict},
 };
 use shadow_mmu::{
-    Control, Gpa, Op, OpKind, ReplayMode, ReplayOptions, RunOptions, Vm as CoreVm, VmConfig, op::OutcomeRecord,
+    Control, Gpa, Op, OpKind, ReplayMode, ReplayOptions, RunOptions, Vm as CoreVm, VmConfig, memory::Memslot,
+    op::OutcomeRecord,
 };
 
 use crate::{
@@ -16,17 +18,19 @@ use crate::{
     errors,
     machine::Machine,
     report,
-    run::drive,
     vcpu::Vcpu,
 };
 
 /// Calls on less memory than this keep the interpreter: releasing it would cost more than they take.
 const DETACH_BYTES: u64 = 64 << 10;
+/// An audit of more shadow pages, or of more frames, is a long call.
+const MANY_SHADOW_PAGES: u64 = 1 << 10;
+const MANY_FRAMES: u64 = 1 << 20;
 /// A page of guest memory as words.
 pub(crate) type PageWords = [u64; 512];
 
 /// The native machine; `shadow_mmu.Vm` is its public face.
-#[pyclass(frozen, module = "shadow_mmu._native")]
+#[pyclass(frozen, weakref, module = "shadow_mmu._native")]
 pub(crate) struct Vm {
     machine: Arc<Machine>,
     vcpus: Vec<Py<Vcpu>>,
@@ -95,7 +99,14 @@ impl Vm {
         })
     }
 
-    /// Hypervisor-side write of guest memory: one acquisition of the `mmu_lock`, changed table words are unshadowed.
+    /// Refuse a range that is not all in memslots.
+    #[pyo3(signature = (gpa, length, /))]
+    fn memory_require(&self, py: Python<'_>, gpa: Word, length: Word) -> PyResult<()> {
+        self.machine.core(py, |vm| vm.memory().require(Gpa::new(gpa.0), length.0))
+    }
+
+    /// Hypervisor-side write of guest memory: one acquisition of the `mmu_lock` for each MiB begun, changed table words are
+    /// unshadowed.
     #[pyo3(signature = (gpa, data, /))]
     fn memory_write(&self, py: Python<'_>, gpa: Word, data: &Bound<'_, PyAny>) -> PyResult<()> {
         let bytes = plain_bytes("data", data)?;
@@ -151,16 +162,15 @@ impl Vm {
         let programs =
             programs.map(|(i, program)| Records::<Op>::copy(&format!("program {i}"), program, size_of::<Op>()));
         let programs = programs.collect::<PyResult<Vec<_>>>()?;
-        let programs: Vec<&[Op]> = programs.iter().map(Records::as_slice).collect();
-        let pages = page_records(pages)?;
-        let pages = page_slice(pages.as_ref());
+        let input = Arc::new((programs, page_records(pages)?));
         let options = RunOptions { outcomes, pin };
-        let control = Control::new();
-        self.machine.with(py, |vm| {
-            let driven = drive(py, &control, poll, || shadow_mmu::run(vm, &programs, pages, options, &control))?;
-            let report = driven.result.map_err(|error| errors::of_long_call(py, &error, driven.interrupted))?;
-            report::run(py, &report, driven.interrupted)
-        })
+        let control = Arc::new(Control::new());
+        let (shared, stop) = (Arc::clone(&input), Arc::clone(&control));
+        let driven = self.machine.driven(py, &control, poll, move |vm| {
+            let programs: Vec<&[Op]> = shared.0.iter().map(Records::as_slice).collect();
+            shadow_mmu::run(vm, &programs, page_slice(shared.1.as_ref()), options, &stop)
+        })?;
+        report::run(py, &driven.result, driven.interrupted)
     }
 
     /// Replay a recording's operations, checking the gpa that each access reaches.
@@ -182,16 +192,17 @@ impl Vm {
         let marks = Records::<u8>::copy("events", events, 1)?;
         // 0 means no audit on the way, whatever the marks say.
         let none = if audit_every.0 == 0 { vec![0; ops.as_slice().len()] } else { Vec::new() };
-        let marks = if audit_every.0 == 0 { &none } else { marks.as_slice() };
-        let (ops, pages) = (ops.as_slice(), page_slice(pages.as_ref()));
+        let input = Arc::new((ops, pages, marks, none));
         let mode = if threads { ReplayMode::Threads } else { ReplayMode::Ordered };
         let options = ReplayOptions { mode, check };
-        let control = Control::new();
-        self.machine.with(py, |vm| {
-            let driven = drive(py, &control, poll, || shadow_mmu::replay(vm, ops, pages, marks, options, &control))?;
-            let report = driven.result.map_err(|error| errors::of_long_call(py, &error, driven.interrupted))?;
-            report::replay(py, &report, driven.interrupted)
-        })
+        let control = Arc::new(Control::new());
+        let (shared, stop) = (Arc::clone(&input), Arc::clone(&control));
+        let driven = self.machine.driven(py, &control, poll, move |vm| {
+            let (ops, pages, marks, none) = &*shared;
+            let marks = if none.is_empty() { marks.as_slice() } else { none };
+            shadow_mmu::replay(vm, ops.as_slice(), page_slice(pages.as_ref()), marks, options, &stop)
+        })?;
+        report::replay(py, &driven.result, driven.interrupted)
     }
 
     /// Counters and lock statistics of a machine at rest.
@@ -201,19 +212,36 @@ impl Vm {
 
     /// Check every invariant that applies; the violations as text.
     fn audit(&self, py: Python<'_>) -> PyResult<Vec<String>> {
-        let violations = self.machine.detached(py, CoreVm::audit)?;
+        let control = Arc::new(Control::new());
+        let violations = if self.machine.core(py, |vm| Ok(is_large(vm)))? {
+            let stop = Arc::clone(&control);
+            let driven = self.machine.driven(py, &control, None, move |vm| vm.audit_until(&stop))?;
+            if driven.interrupted {
+                return Err(PyKeyboardInterrupt::new_err(()));
+            }
+            driven.result
+        } else {
+            self.machine.detached(py, CoreVm::audit)?
+        };
         Ok(violations.iter().map(ToString::to_string).collect())
     }
 
     /// Every shadow page in use, as dictionaries.
     fn shadow_pages<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
         let pages = self.machine.detached(py, CoreVm::shadow_pages)?;
-        pages.iter().map(|page| report::shadow_page(py, page)).collect()
+        let copied = pages.iter().enumerate().map(|(number, page)| {
+            // Hundreds of thousands of pages take seconds.
+            if number % 256 == 0 {
+                py.check_signals()?;
+            }
+            report::shadow_page(py, page)
+        });
+        copied.collect()
     }
 
     /// The whole state as u64 words (docs/machine.md, 11).
     fn state_words<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let words = self.machine.core(py, CoreVm::state_words)?;
+        let words = self.machine.detached(py, CoreVm::state_words)?;
         Ok(PyBytes::new(py, bytemuck::cast_slice(&words)))
     }
 
@@ -233,12 +261,17 @@ impl Vm {
     }
 }
 
+/// Whether an audit may take longer than Ctrl-C may wait.
+fn is_large(vm: &CoreVm) -> bool {
+    vm.shadow_pages_live() > MANY_SHADOW_PAGES || vm.memory().iter().map(Memslot::pages).sum::<u64>() > MANY_FRAMES
+}
+
 /// The page array of a program, if there is one.
-fn page_records<'py>(pages: Option<&Bound<'py, PyAny>>) -> PyResult<Option<Records<'py, PageWords>>> {
+fn page_records(pages: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Records<PageWords>>> {
     pages.map(|pages| Records::copy("pages", pages, size_of::<u64>())).transpose()
 }
 
 /// The pages, none where there is no array.
-fn page_slice<'a>(pages: Option<&'a Records<'_, PageWords>>) -> &'a [PageWords] {
+fn page_slice(pages: Option<&Records<PageWords>>) -> &[PageWords] {
     pages.map_or(&[], Records::as_slice)
 }

@@ -182,7 +182,12 @@ impl GuestMemory {
 }
 
 /// Stores the bits of `mask`, leaving the others as they are; the word before and after.
+#[inline]
 pub(crate) fn merge(word: &AtomicU64, mask: u64, value: u64) -> (u64, u64) {
+    if mask == u64::MAX {
+        // ORDERING(guest-tso): as below; no neighbour is to be kept.
+        return (word.swap(value, Ordering::Release), value);
+    }
     // ORDERING(guest-tso): a release like every store; the loop only keeps the neighbouring bytes.
     let mut old = word.load(Ordering::Relaxed);
     loop {

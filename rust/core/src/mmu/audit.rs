@@ -44,6 +44,9 @@ pub(crate) struct VcpuView {
     pub tlb: Vec<(u64, u64)>,
 }
 
+/// Frames looked at before the audit asks again whether it is to stop.
+const FRAMES_A_LOOK: u64 = 4096;
+
 /// Where violations are gathered.
 #[derive(Default)]
 struct Findings(Vec<Violation>);
@@ -57,11 +60,14 @@ impl Findings {
 }
 
 impl MmuLocked<'_> {
-    /// Checks every invariant.
-    pub(crate) fn audit(&self, vcpus: &[VcpuView]) -> Vec<Violation> {
+    /// Checks every invariant; ends early, with what it has found so far, once `stop` says so.
+    pub(crate) fn audit(&self, vcpus: &[VcpuView], stop: &dyn Fn() -> bool) -> Vec<Violation> {
         let mut findings = Findings::default();
         let mut books = Books::default();
         for (id, page) in self.state.pages.iter() {
+            if stop() {
+                return findings.0;
+            }
             if page.life == Life::Zapped {
                 findings.check(false, "I7", || format!("shadow page {} is still on the zap list", id.get()));
             }
@@ -74,20 +80,26 @@ impl MmuLocked<'_> {
                 }
             }
         }
-        self.audit_books(&books, &mut findings);
+        self.audit_books(&books, &mut findings, stop);
+        if stop() {
+            return findings.0;
+        }
         self.audit_vcpus(vcpus, &mut findings);
         findings.0
     }
 
     /// I1, I2, I7, I8, I9, I16: what was counted page by page against what the books say.
-    fn audit_books(&self, books: &Books, findings: &mut Findings) {
+    fn audit_books(&self, books: &Books, findings: &mut Findings, stop: &dyn Fn() -> bool) {
         let mut mapped = 0_u64;
-        self.state.rmaps.for_each(|gfn, at| {
+        self.state.rmaps.for_each(stop, |gfn, at| {
             mapped += 1;
             let spte = self.spte(at);
             let right = spte.is_present() && spte.child().is_none() && spte.pfn() == gfn.pfn();
             findings.check(right, "I1", || format!("the rmap of gfn {gfn} has {at:?}, which holds {spte:?}"));
         });
+        if stop() {
+            return;
+        }
         findings.check(mapped == books.leaves, "I1", || format!("{mapped} rmap entries, {} leaf SPTEs", books.leaves));
         let used = self.state.pages.used();
         findings.check(used == books.used, "I7", || format!("{used} pages counted as used, {} found", books.used));
@@ -97,6 +109,9 @@ impl MmuLocked<'_> {
         });
         for slot in self.shared.memory.iter() {
             for frame in slot.base().get()..slot.end() {
+                if frame % FRAMES_A_LOOK == 0 && stop() {
+                    return;
+                }
                 let gfn = Gfn::new(frame);
                 let counted = slot.write_track(gfn);
                 if counted == 0 {

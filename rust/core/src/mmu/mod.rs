@@ -27,6 +27,7 @@ use crate::{
     addr::{Gfn, SpteRef},
     config::{Mutant, VmConfig},
     error::Result,
+    health::Health,
     memory::GuestMemory,
     paging::{PermissionRules, ReservedBits},
     regs::{ControlRegs, EFER_NXE},
@@ -50,6 +51,7 @@ pub(crate) struct Shared {
     pub(crate) memory: GuestMemory,
     pub(crate) arena: ShadowArena,
     pub(crate) modes: Box<[GuestMode]>,
+    pub(crate) health: Health,
     /// Valid indirect shadow pages; an emulated write reads it without the lock (D.3, F-16).
     pub(crate) indirect_shadow_pages: TrackHint,
     state: lock::MmuLock,
@@ -137,6 +139,7 @@ impl Shared {
             memory,
             arena: ShadowArena::default(),
             modes: (0..config.vcpus).map(|_| GuestMode::default()).collect(),
+            health: Health::default(),
             indirect_shadow_pages: TrackHint::default(),
             state: lock::MmuLock::new(config.lock, state),
             config,

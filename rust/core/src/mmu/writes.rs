@@ -5,7 +5,7 @@
 use super::{MmuCx, MmuLocked, Shared};
 use crate::{
     addr::{Gfn, Gpa, SpId, SpteRef},
-    config::Mutant,
+    config::{Mutant, PANIC_VALUE},
     memory,
     stats::LockReason,
 };
@@ -60,6 +60,11 @@ impl Shared {
         let start = gpa.get();
         let end = start + bytes.len() as u64;
         let words = (start & !7..end).step_by(8).map(|at| {
+            if at >= start
+                && let Some(word) = bytes[(at - start) as usize..].first_chunk()
+            {
+                return (Gpa::new(at), u64::MAX, u64::from_le_bytes(*word));
+            }
             let (mut mask, mut word) = ([0; 8], [0; 8]);
             for place in at.max(start)..end.min(at + 8) {
                 mask[(place - at) as usize] = 0xff;
@@ -125,6 +130,7 @@ impl MmuLocked<'_> {
         for (gpa, mask, value) in words {
             let Some(word) = self.shared.memory.word(gpa) else { continue };
             let (old, new) = memory::merge(word, mask, value);
+            assert!(!(value == PANIC_VALUE && self.shared.mutated(Mutant::PanicUnderLock)), "panic-under-lock");
             if old != new && tracked {
                 for sp in self.state.pages.valid_indirect(gpa.gfn()) {
                     flush |= self.zap_spte(SpteRef::new(sp, (gpa.offset() >> 3) as usize));

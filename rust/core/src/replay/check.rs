@@ -4,6 +4,7 @@ use super::ReplayReport;
 use crate::{
     mmu::Violation,
     op::{Op, OpKind, Outcome, OutcomeRecord},
+    run::Control,
 };
 
 /// Mismatches and violations kept in a report; all are counted.
@@ -49,10 +50,11 @@ impl Checker {
         }
     }
 
-    /// Takes note of an audit made before operation `at`, or at the end.
-    pub(super) fn audited(&mut self, at: Option<usize>, violations: Vec<Violation>) {
+    /// Takes note of an audit made before operation `at`, or at the end. One that a stop cut short does not count, but
+    /// what it found does.
+    pub(super) fn audited(&mut self, at: Option<usize>, violations: Vec<Violation>, control: &Control) {
         let report = &mut self.report;
-        report.audits += 1;
+        report.audits += u64::from(!control.stopped());
         report.violation_count += violations.len() as u64;
         let room = KEPT - report.violations.len().min(KEPT);
         let at = at.map(|index| index as u64);

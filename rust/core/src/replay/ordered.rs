@@ -12,7 +12,7 @@ pub(super) fn replay(input: &Input<'_>, mut cpus: Vec<Cpu<'_>>) -> Result<Replay
     let mut index = 0;
     while index < input.ops.len() && !input.control.stopped() {
         if input.audit_due(index) {
-            checker.audited(Some(index), input.vm.audit_with(&cpus));
+            checker.audited(Some(index), input.vm.audit_with(&cpus, &|| input.control.stopped()), input.control);
         }
         let end = stretch_end(input, index);
         replay_stretch(input, index, end, &mut cpus, &mut checker)?;
@@ -20,7 +20,7 @@ pub(super) fn replay(input: &Input<'_>, mut cpus: Vec<Cpu<'_>>) -> Result<Replay
         index = end;
     }
     checker.report.seconds = began.elapsed().as_secs_f64();
-    checker.audited(None, input.vm.audit_with(&cpus));
+    checker.audited(None, input.vm.audit_with(&cpus, &|| input.control.stopped()), input.control);
     Ok(checker.report)
 }
 

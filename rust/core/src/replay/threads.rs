@@ -99,7 +99,7 @@ pub(super) fn replay(input: &Input<'_>, cpus: Vec<Cpu<'_>>) -> Result<ReplayRepo
     let ended = results.iter().map(|&(_, _, ended)| ended).max();
     let mut checkers: Vec<Checker> = results.into_iter().map(|(checker, _, _)| checker).collect();
     if let Some(checker) = checkers.last_mut() {
-        checker.audited(None, input.vm.audit_blocking());
+        checker.audited(None, input.vm.audit_blocking(input.control), input.control);
     }
     let mut report = Checker::join(checkers);
     report.seconds = began.zip(ended).map_or(0.0, |(began, ended)| (ended - began).as_secs_f64());
@@ -204,7 +204,8 @@ impl<'a> Runner<'a> {
     }
 
     fn audit(&mut self, index: usize, number: u64) {
-        self.checker.audited(Some(index), self.input.vm.audit_blocking());
+        let control = self.input.control;
+        self.checker.audited(Some(index), self.input.vm.audit_blocking(control), control);
         // ORDERING(replay-gate): who goes on after the audit comes after what it read.
         self.gates.audits_done.0.store(number, Ordering::Release);
     }

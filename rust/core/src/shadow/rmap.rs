@@ -10,6 +10,9 @@ use crate::{
 /// More mappings than this of one frame are recycled (E147).
 pub(crate) const RECYCLE: usize = 1000;
 
+/// Frames that [`Rmaps::for_each`] looks at before it asks again whether it is to stop.
+const STRIDE: usize = 4096;
+
 const ONE: u64 = 1;
 const MANY: u64 = 2;
 
@@ -147,9 +150,12 @@ impl Rmaps {
     }
 
     /// All mappings of all frames, for the audit.
-    pub(crate) fn for_each(&self, mut each: impl FnMut(Gfn, SpteRef)) {
+    pub(crate) fn for_each(&self, stop: impl Fn() -> bool, mut each: impl FnMut(Gfn, SpteRef)) {
         for slot in &self.slots {
-            for (frame, &word) in slot.heads.iter().enumerate().filter(|(_, word)| **word != 0) {
+            for (frame, &word) in slot.heads.iter().enumerate() {
+                if frame.is_multiple_of(STRIDE) && stop() {
+                    return;
+                }
                 let gfn = Gfn::new(slot.base + frame as u64);
                 match Head::decode(word) {
                     Head::None => {}

@@ -7,6 +7,7 @@ use super::{MAX_TRIES, PATIENCE, Vcpu, enter::Entry, fault::Handled};
 use crate::{
     access::{AccessFlags, AccessKind},
     addr::{Gpa, Gva, PAGE_SIZE, SpteRef},
+    config::{Mutant, PANIC_VALUE},
     error::{Error, Result},
     mmu::Shared,
     op::Outcome,
@@ -163,6 +164,7 @@ fn perform(shared: &Shared, spte: Spte, gva: Gva, action: Action) -> Outcome {
         Action::Load(size) => shared.memory.load(gpa, size).unwrap_or(u64::MAX),
         Action::Store { value, size } => {
             shared.memory.store(gpa, value, size);
+            assert!(!(value == PANIC_VALUE && shared.mutated(Mutant::PanicInGuest)), "panic-in-guest");
             gpa.get()
         }
     })

@@ -45,19 +45,19 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    pub(crate) fn new(index: usize, config: &VmConfig) -> Self {
+    pub(crate) fn new(index: usize, config: &VmConfig) -> Result<Self> {
         let regs = ControlRegs::default();
         let mut cx = MmuCx::new(Some(index), config);
         cx.paging = PagingContext::derive(&regs, config.maxphyaddr);
-        Self {
+        Ok(Self {
             index,
             regs,
             roots: RootCache::new(config.policy.prev_roots()),
-            tlb: Tlb::new(config.tlb_entries),
+            tlb: Tlb::new(config.tlb_entries)?,
             cx,
             watch: Cr3Watch::default(),
             shut_down: false,
-        }
+        })
     }
 
     /// Every request that is pending, this vCPU's own and those of others.

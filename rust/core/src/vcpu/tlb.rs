@@ -2,6 +2,10 @@
 //!
 //! docs/machine.md, 5. The model in Python keeps the same entries in the same slots.
 
+use bytemuck::Zeroable;
+
+use crate::error::{Error, Result};
+
 /// Most slots of a set.
 const MAX_WAYS: usize = 12;
 /// Bits of the tag that hold the page number plus one.
@@ -28,20 +32,23 @@ impl core::fmt::Debug for Tlb {
 }
 
 impl Tlb {
-    /// A TLB of `entries` slots; none if 0.
-    pub fn new(entries: usize) -> Self {
+    /// A TLB of `entries` slots; none if 0. Its memory costs nothing until it is used.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn new(entries: usize) -> Result<Self> {
         let ways = (1..=MAX_WAYS).rev().find(|ways| entries.is_multiple_of(*ways)).unwrap_or(1).min(entries.max(1));
         let sets = entries / ways;
-        Self {
+        Ok(Self {
             ways,
             sets,
             mask: sets.is_power_of_two().then(|| sets as u64 - 1),
-            tags: vec![0; entries].into(),
-            values: vec![0; entries].into(),
-            pointers: vec![0; sets].into(),
+            tags: zeroed(entries)?,
+            values: zeroed(entries)?,
+            pointers: zeroed(sets)?,
             generation: 0,
             full_flushes: 0,
-        }
+        })
     }
 
     #[inline]
@@ -139,6 +146,11 @@ impl Tlb {
     }
 }
 
+fn zeroed<T: Zeroable>(count: usize) -> Result<Box<[T]>> {
+    let bytes = (count * size_of::<T>()) as u64;
+    bytemuck::try_zeroed_slice_box(count).map_err(|()| Error::OutOfMemory { what: "a TLB", bytes })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,14 +158,14 @@ mod tests {
     #[test]
     fn geometry_is_the_largest_divisor_up_to_twelve() {
         for (entries, ways, sets) in [(1536, 12, 128), (8, 8, 1), (13, 1, 13), (26, 2, 13), (1, 1, 1), (0, 1, 0)] {
-            let tlb = Tlb::new(entries);
+            let tlb = Tlb::new(entries).unwrap();
             assert_eq!((tlb.ways, tlb.sets), (ways, sets), "{entries}");
         }
     }
 
     #[test]
     fn replacement_is_round_robin_and_survives_flushes() {
-        let mut tlb = Tlb::new(2);
+        let mut tlb = Tlb::new(2).unwrap();
         tlb.fill(1, 11);
         tlb.fill(2, 22);
         tlb.fill(1, 12);
@@ -170,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_generation_that_wraps_brings_nothing_back() {
-        let mut tlb = Tlb::new(4);
+        let mut tlb = Tlb::new(4).unwrap();
         for page in 0..5000 {
             tlb.fill(page, page);
             tlb.flush();
@@ -183,7 +195,7 @@ mod tests {
 
     #[test]
     fn no_entries_keep_nothing() {
-        let mut tlb = Tlb::new(0);
+        let mut tlb = Tlb::new(0).unwrap();
         tlb.fill(1, 1);
         assert_eq!(tlb.lookup(1), None);
         tlb.drop_page(1);
