@@ -59,6 +59,7 @@ class Vm:
         lock_times: bool,
         cr3_times: bool,
         lock: str = "queued",
+        link: str = "mark-first",
         mutant: str | None = None,
     ) -> Vm: ...
     @property

@@ -88,6 +88,7 @@ class NativeSubject:
             vcpus=config.vcpus,
             policy=policy.name,
             lock=policy.lock,
+            link=policy.link,
             tlb_entries=config.tlb_entries,
             maxphyaddr=config.maxphyaddr,
             trace=True,

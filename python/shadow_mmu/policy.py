@@ -1,4 +1,4 @@
-"""The policies: how many previous roots a vCPU keeps and who pays for the sync (``docs/machine.md`` §3); what the lock is."""
+"""The policies: how many previous roots a vCPU keeps and who pays for the sync (``docs/machine.md`` §3); what the lock is; the order of a link."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -10,10 +10,12 @@ from shadow_mmu.types import MAX_PREVIOUS_ROOTS
 
 PolicyKind = Literal["locked", "seed", "lru"]
 LockKind = Literal["queued", "ticket", "ttas", "mutex", "rwlock"]
+LinkOrder = Literal["mark-first", "kvm", "full-sync"]
 
 LOCK_KINDS: Final[tuple[LockKind, ...]] = get_args(LockKind)
+LINK_ORDERS: Final[tuple[LinkOrder, ...]] = get_args(LinkOrder)
 # What may follow the name as ``,option=value``: the fields of Policy of these names. The first choice is the default.
-_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {"lock": LOCK_KINDS}
+_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {"lock": LOCK_KINDS, "link": LINK_ORDERS}
 _CHOICES = f"'locked', 'seed' or 'lru:N' with N = 0..{MAX_PREVIOUS_ROOTS}"
 _LRU = re.compile(r"lru:(0|[1-9][0-9]*)")
 
@@ -24,7 +26,7 @@ def _listed(choices: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What a CR3 write does with the outgoing root, and what kind of lock the mmu_lock is.
+    """What a CR3 write does with the outgoing root, what kind of lock the mmu_lock is, how an unsync page is linked.
 
     ``locked`` is KVM before the 2018 patch (no previous root, every switch takes the mmu_lock), ``seed`` is that patch
     (one previous root), ``lru:N`` the modern kernel with N previous roots.
@@ -38,17 +40,22 @@ class Policy:
         ``queued`` (MCS, the kernel's kind) and ``ticket`` are first come, first served; ``ttas`` (test-and-test-and-set)
         is not; ``mutex`` puts waiters to sleep; ``rwlock`` is taken shared by what turns out to have nothing to do
         (``docs/machine.md`` §12). It changes who waits, never what comes out.
+    link : {"mark-first", "kvm", "full-sync"}
+        The steps by which a page that the guest writes without faults comes under another root (``docs/machine.md`` §13):
+        ``mark-first`` marks, syncs, links; ``kvm`` syncs, links, marks, as the upstream code; ``full-sync`` write-protects
+        and syncs it for good, then links it.
 
     Raises
     ------
     ConfigError
-        The parts do not go together, or there is no such lock.
+        The parts do not go together, or there is no such lock or link.
 
     """
 
     kind: PolicyKind
     previous: int
     lock: LockKind = "queued"
+    link: LinkOrder = "mark-first"
 
     def __post_init__(self) -> None:
         if type(self.previous) is not int:
@@ -66,26 +73,28 @@ class Policy:
                 raise ConfigError(f"no {name} {value!r}: expected {_listed(choices)}")
 
     @classmethod
-    def locked(cls, *, lock: LockKind = "queued") -> Self:
+    def locked(cls, *, lock: LockKind = "queued", link: LinkOrder = "mark-first") -> Self:
         """KVM before the patch: no cached root."""
-        return cls("locked", 0, lock)
+        return cls("locked", 0, lock, link)
 
     @classmethod
-    def seed(cls, *, lock: LockKind = "queued") -> Self:
+    def seed(cls, *, lock: LockKind = "queued", link: LinkOrder = "mark-first") -> Self:
         """Return the policy of the 2018 patch: one previous root and its tag."""
-        return cls("seed", 1, lock)
+        return cls("seed", 1, lock, link)
 
     @classmethod
-    def lru(cls, previous: int = 3, *, lock: LockKind = "queued") -> Self:
+    def lru(cls, previous: int = 3, *, lock: LockKind = "queued", link: LinkOrder = "mark-first") -> Self:
         """Return the policy of the modern kernel, which has three previous roots unless told otherwise."""
-        return cls("lru", previous, lock)
+        return cls("lru", previous, lock, link)
 
     @classmethod
     def parse(cls, text: object) -> Self:
-        """Read ``NAME[,lock=KIND]`` where ``NAME`` is ``locked``, ``seed`` or ``lru:N``.
+        """Read ``NAME[,lock=KIND][,link=ORDER]`` where ``NAME`` is ``locked``, ``seed`` or ``lru:N``.
 
         >>> Policy.parse("lru:3,lock=ticket") == Policy.lru(3, lock="ticket")
         True
+        >>> Policy.parse("seed,link=kvm")
+        Policy.seed(link='kvm')
 
         Raises
         ------

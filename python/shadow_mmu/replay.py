@@ -143,6 +143,7 @@ def _replay_native(
         vcpus=recording.vcpus,
         policy=policy.name,
         lock=policy.lock,
+        link=policy.link,
         tlb_entries=1536,
         maxphyaddr=46,
         trace=False,

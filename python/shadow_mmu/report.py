@@ -133,6 +133,7 @@ class ReplayResult:
         return {
             "policy": str(self.policy),
             "lock": self.policy.lock,
+            "link": self.policy.link,
             "mode": self.mode,
             "model": self.model,
             "accesses_checked": self.accesses_checked,

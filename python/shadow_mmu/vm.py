@@ -210,7 +210,7 @@ class Vm:
         1 to 1,024.
     policy : Policy or str
         What a CR3 write does with the outgoing root: ``locked``, ``seed``, ``lru:0`` to ``lru:16``; and with ``,lock=KIND``
-        what the mmu_lock is.
+        what the mmu_lock is, with ``,link=ORDER`` how an unsync page is linked (:class:`~shadow_mmu.policy.Policy`).
     tlb_entries : int
         Size of each vCPU's software TLB; 0 keeps nothing.
     maxphyaddr : int
@@ -266,6 +266,7 @@ class Vm:
             vcpus=count,
             policy=self._policy.name,
             lock=self._policy.lock,
+            link=self._policy.link,
             tlb_entries=entries,
             maxphyaddr=width,
             trace=bool(trace),

@@ -67,6 +67,7 @@ class NativeMachine:
             vcpus=config.vcpus,
             policy=policy.name,
             lock=policy.lock,
+            link=policy.link,
             tlb_entries=config.tlb_entries,
             maxphyaddr=config.maxphyaddr,
             trace=True,

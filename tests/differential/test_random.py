@@ -20,6 +20,7 @@ from shadow_mmu.differential import (
     shrink,
 )
 from shadow_mmu.ops import Op
+from shadow_mmu.policy import LINK_ORDERS
 from shadow_mmu.types import OpKind
 from shadow_mmu.workloads.random import random_stream
 from shadow_mmu.workloads.world import MachineConfig
@@ -45,6 +46,15 @@ def test_core_and_model_agree_under_each_policy_with_four_vcpus(policy: str) -> 
     stream = random_stream(77, 1500, policy=policy, vcpus=4)
     found = compare(stream, NativeSubject, ModelSubject, audit_every=250, oracle=True)
     assert found is None, str(found)
+
+
+@pytest.mark.parametrize("link", LINK_ORDERS)
+@pytest.mark.parametrize("policy", ["locked", "seed", "lru:3"])
+def test_core_and_model_agree_under_each_link_policy(policy: str, link: str) -> None:
+    for seed in range(3):
+        stream = random_stream(seed, 1500, policy=f"{policy},link={link}", vcpus=4)
+        found = compare(stream, NativeSubject, ModelSubject, audit_every=250, oracle=True)
+        assert found is None, str(found)
 
 
 def test_streams_meet_what_they_are_for() -> None:

@@ -25,7 +25,9 @@ def tracked(*patterns: str) -> list[Path]:
 
 def core_sources() -> list[Path]:
     """Return the core's sources; its models, planted races and unit tests in files of their own are left out."""
-    found = [path for path in CORE.rglob("*.rs") if not {"models", "planted"} & set(path.parts) and path.name != "tests.rs"]
+    found = [
+        path for path in CORE.rglob("*.rs") if not {"models", "planted"} & set(path.parts) and path.name != "tests.rs"
+    ]
     assert found, f"no Rust sources under {CORE}"
     return sorted(found)
 

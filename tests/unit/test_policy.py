@@ -9,7 +9,16 @@ CHOICES = r"expected 'locked', 'seed' or 'lru:N' with N = 0..16"
 
 
 @pytest.mark.parametrize(
-    "text", ["locked", "seed", *(f"lru:{n}" for n in range(17)), "seed,lock=ticket", "lru:3,lock=rwlock"]
+    "text",
+    [
+        "locked",
+        "seed",
+        *(f"lru:{n}" for n in range(17)),
+        "seed,lock=ticket",
+        "lru:3,lock=rwlock",
+        "seed,link=kvm",
+        "lru:0,lock=ttas,link=full-sync",
+    ],
 )
 def test_a_policy_reads_what_it_prints(text: str) -> None:
     policy = Policy.parse(text)
@@ -49,7 +58,8 @@ def test_what_is_no_policy_is_refused_with_the_choices(text: object) -> None:
         ("seed,lock=mcs", r"no lock 'mcs': expected queued, ticket, ttas, mutex or rwlock"),
         ("seed,lock=", r"no lock ''"),
         ("seed,lock", r"no lock ''"),
-        ("seed,Lock=ticket", r"no option 'Lock=ticket' in policy 'seed,Lock=ticket': expected lock"),
+        ("seed,Lock=ticket", r"no option 'Lock=ticket' in policy 'seed,Lock=ticket': expected lock, link with"),
+        ("seed,link=upstream", r"no link 'upstream': expected mark-first, kvm or full-sync"),
         ("seed,", r"no option ''"),
         ("seed,lock=ticket,lock=ttas", r"'lock' is given twice"),
         ("lock=ticket", CHOICES),
@@ -67,6 +77,12 @@ def test_the_default_lock_is_queued_and_is_not_printed() -> None:
     assert Policy.seed(lock="ttas") != Policy.seed()
     with pytest.raises(ConfigError, match="no lock None: expected queued"):
         Policy.lru(3, lock=None)  # type: ignore[arg-type]
+
+
+def test_the_default_link_marks_first_and_options_are_printed_in_one_order() -> None:
+    assert Policy.parse("lru:3,link=mark-first") == Policy.lru(3)
+    assert str(Policy.parse("seed,link=kvm,lock=ticket")) == "seed,lock=ticket,link=kvm"
+    assert Policy.seed(link="kvm") != Policy.seed()
 
 
 def test_locks_multiply_policies() -> None:

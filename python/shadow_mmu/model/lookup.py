@@ -1,10 +1,10 @@
 """Finding the shadow page for a guest table, or making it (C.3; ``docs/machine.md`` §7: get_child, find, alloc, link)."""
 
-from .constants import EVENT_GET_PAGE
+from .constants import EVENT_GET_PAGE, EVENT_SYNC_PAGE
 from .pages import ShadowPage
 from .role import LEVEL_MASK, child_role
 from .sync import SpteSync, sync_page
-from .unsync import mark_unsync
+from .unsync import clear_unsync, mark_unsync
 from .vcpu import Vcpu
 from .vm import SharedState
 from .zap import ZapList, commit_zap, prepare_zap
@@ -61,13 +61,18 @@ def _find(vm: SharedState, vcpu: Vcpu, gfn: int, role: int, slot: tuple[ShadowPa
 def _refresh(
     vm: SharedState, vcpu: Vcpu, page: ShadowPage, slot: tuple[ShadowPage, int] | None, zap_list: ZapList
 ) -> bool:
-    """Sync an unsync page that gets a new parent, without write-protecting it: it stays unsync.
+    """Sync an unsync page that gets a new parent, by the steps of the policy (``docs/machine.md`` §13).
 
-    The new parent is marked first: a vCPU that runs below it and tests the root's flags without the lock must not find
-    them clear while the entry is already reachable (D.3).
+    By default it stays unsync, and the new parent is marked first: a vCPU that runs below it and tests the root's flags
+    without the lock must not find them clear while the entry is already reachable (D.3).
     """
-    if slot is not None:
+    if vm.policy.link == "mark-first" and slot is not None:
         mark_unsync(*slot)
+    elif vm.policy.link == "full-sync":
+        if vm.books.write_protect(page.gfn):
+            vm.remote_flush(vcpu)
+        vm.event(vcpu, EVENT_SYNC_PAGE, page)
+        clear_unsync(vcpu, page)
     done = sync_page(vm, vcpu, page, zap_list)
     if done is SpteSync.FLUSH:
         vm.remote_flush(vcpu)

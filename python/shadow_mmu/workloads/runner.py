@@ -44,6 +44,7 @@ class KptiResult:
         return {
             "policy": str(self.policy),
             "lock": self.policy.lock,
+            "link": self.policy.link,
             "seconds": self.seconds,
             "switches_per_second": self.switches_per_second,
             "faults": self.faults,

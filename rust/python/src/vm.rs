@@ -39,7 +39,7 @@ pub(crate) struct Vm {
 #[pymethods]
 impl Vm {
     #[new]
-    #[pyo3(signature = (*, slots, vcpus, policy, tlb_entries, maxphyaddr, trace, lock_times, cr3_times, lock="queued", mutant=None))]
+    #[pyo3(signature = (*, slots, vcpus, policy, tlb_entries, maxphyaddr, trace, lock_times, cr3_times, lock="queued", link="mark-first", mutant=None))]
     #[expect(
         clippy::too_many_arguments,
         clippy::needless_pass_by_value,
@@ -56,6 +56,7 @@ impl Vm {
         lock_times: bool,
         cr3_times: bool,
         lock: &str,
+        link: &str,
         mutant: Option<&str>,
     ) -> PyResult<Self> {
         let refuse = |error| errors::from_core(py, &error);
@@ -65,7 +66,7 @@ impl Vm {
             vcpus: usize::try_from(vcpus.0).unwrap_or(usize::MAX),
             policy: policy.parse().map_err(refuse)?,
             lock: lock.parse().map_err(refuse)?,
-            link: shadow_mmu::LinkPolicy::default(),
+            link: link.parse().map_err(refuse)?,
             tlb_entries: usize::try_from(tlb_entries.0).unwrap_or(usize::MAX),
             maxphyaddr: u8::try_from(maxphyaddr.0).unwrap_or(u8::MAX),
             trace,
