@@ -60,7 +60,7 @@ fmt: $(VENV)/.dev ## Format Rust and Python
 fmt-check:
 	cargo fmt --all --check
 
-# The core is one program in four shapes; each must be free of warnings.
+# The core is one program in five shapes; each must be free of warnings.
 .PHONY: clippy
 clippy:
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
@@ -68,6 +68,8 @@ clippy:
 	cargo clippy --package shadow-mmu-py --features mutants --quiet -- -D warnings
 	RUSTFLAGS="--cfg loom" cargo clippy --package shadow-mmu --package shadow-mmu-sync --lib --profile test --quiet \
 		--target-dir target/loom -- -D warnings
+	RUSTFLAGS="--cfg explored" cargo clippy --package shadow-mmu --package shadow-mmu-sync --lib --profile test --quiet \
+		--target-dir target/explored -- -D warnings
 
 .PHONY: ruff
 ruff: $(VENV)/.dev
@@ -88,6 +90,11 @@ loom: ## Explore the interleavings of the lock-free protocols, and see their wea
 	RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=$${LOOM_MAX_PREEMPTIONS:-3} \
 	CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
 		cargo test --package shadow-mmu --package shadow-mmu-sync --release --lib --target-dir target/loom models::
+
+.PHONY: explore
+explore: ## Explore the same protocols and their twins without a bound, with the checker of rust/sync
+	RUSTFLAGS="--cfg explored" CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+		cargo test --package shadow-mmu --package shadow-mmu-sync --release --lib --target-dir target/explored
 
 # Quick to build (profile `sanitize`), each in a folder of its own: the flags are other ones. What they show: docs/testing.md.
 .PHONY: asan

@@ -33,64 +33,67 @@
 
 pub(crate) use shadow_mmu_sync as sync;
 
-#[cfg_attr(loom, allow(dead_code, reason = "the models use the protocols, not all of what is built on them"))]
+#[cfg_attr(
+    any(loom, explored),
+    allow(dead_code, reason = "the models use the protocols, not all of what is built on them")
+)]
 pub(crate) mod requests;
 #[cfg_attr(
-    loom,
+    any(loom, explored),
     allow(dead_code, unused_imports, reason = "the models use the protocols, not all of what is built on them")
 )]
 pub(crate) mod shadow;
 
 pub mod link;
 
-#[cfg(all(test, loom))]
+#[cfg(all(test, any(loom, explored)))]
 mod models;
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, explored))))]
 mod planted;
 
-// Under loom only the protocol objects of `shadow` and `requests` are built.
-#[cfg(not(loom))]
+// Under a model checker only the protocol objects of `shadow` and `requests` are built.
+#[cfg(not(any(loom, explored)))]
 pub mod access;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub mod addr;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub mod config;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub mod error;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub(crate) mod health;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub mod memory;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub(crate) mod mmu;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub mod op;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub(crate) mod paging;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub mod regs;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub mod replay;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub mod role;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub mod run;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub(crate) mod spte;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub mod state;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub mod stats;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub(crate) mod team;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub mod trace;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub mod vcpu;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub mod vm;
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub use self::{
     access::{Access, AccessFlags, AccessKind, FaultCode},
     addr::{Gfn, Gpa, Gva, Hpa, Level, Pfn, SpId, SpteRef},

@@ -1,10 +1,10 @@
 //! How an already-unsync shadow page is brought under another root.
 
 use core::fmt;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 use core::str::FromStr;
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 use crate::error::{Error, Result};
 
 /// The order of the steps when a fault links a level-1 page that the guest writes without faults (D.3, P12).
@@ -41,7 +41,7 @@ impl fmt::Display for LinkPolicy {
     }
 }
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 impl FromStr for LinkPolicy {
     type Err = Error;
 
@@ -54,7 +54,7 @@ impl FromStr for LinkPolicy {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, explored))))]
 mod tests {
     use super::*;
 

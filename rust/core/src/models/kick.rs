@@ -3,7 +3,7 @@
 use shadow_mmu_sync::lock::QueuedLock;
 
 use super::{
-    Model, STALE, breaks, holds,
+    Model, STALE, breaks, give_way, holds,
     orders::{ClearRelaxed, FencesAcqRel, LeaveRelaxed, NoEnterFence, NoKickFence, ObserveRelaxed, WaitRelaxed},
 };
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
         entry::{protect, walk_load, withdraw},
         marks::{MarkOrder, SyncState},
     },
-    sync::{AtomicU64, Ordering, yield_now},
+    sync::{AtomicU64, Ordering},
 };
 
 /// What the algorithm does, apart from the orders.
@@ -95,7 +95,7 @@ impl<H: HandshakeOrder, O: MarkOrder> Machine<H, O> {
         self.mode.leave();
         // Loom looks for races with the last access to a word only, and the sync reads each mark before it clears it:
         // here the sync gets its chance to be the last.
-        yield_now();
+        give_way();
         if stored {
             if self.root.observe() {
                 let (grant, _) = self.lock.acquire();

@@ -114,7 +114,7 @@ impl<O: InvalidateOrder> InvalidateSeq<O> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, explored))))]
 mod tests {
     use super::*;
 

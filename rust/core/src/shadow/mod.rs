@@ -13,11 +13,11 @@ pub(crate) mod publish;
 pub(crate) mod role_word;
 pub(crate) mod root_refs;
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub(crate) mod arena;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub(crate) mod page;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub(crate) mod rmap;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub(crate) mod store;

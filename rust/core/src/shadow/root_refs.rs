@@ -50,7 +50,7 @@ impl RootRefs {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, explored))))]
 mod tests {
     use super::*;
 

@@ -31,13 +31,13 @@
 use core::marker::PhantomData;
 
 use super::{Grant, Padded};
-use crate::{AtomicBool, AtomicU32, AtomicU64, Backoff, Ordering};
+use crate::{AtomicBool, AtomicU32, AtomicU64, Backoff, Ordering, wait_until};
 
 /// Nodes unless told otherwise (at most 64): so many waiters stand in the queue.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, explored)))]
 pub const NODES: usize = 64;
 /// Nodes unless told otherwise: few, so that the models use them again.
-#[cfg(loom)]
+#[cfg(any(loom, explored))]
 pub const NODES: usize = 2;
 
 /// The orders the lock lives by; a parameter so that tests can weaken each one.
@@ -72,14 +72,17 @@ impl QueuedOrder for Handover {
     const GIVE_NODE: Ordering = Ordering::Release;
 }
 
-/// The lives of a node, for loom to check: that what others write into it lies within the life it is meant for. A
+/// The lives of a node, for a model checker to check: that what others write into it lies within the life it is meant for. A
 /// checker that keeps stores in the order in which it made them would not see a late one otherwise.
 #[derive(Debug)]
-struct Life(#[cfg(loom)] loom::cell::UnsafeCell<()>);
+struct Life(#[cfg(loom)] loom::cell::UnsafeCell<()>, #[cfg(explored)] crate::explored::PlainU64);
 
-#[cfg_attr(not(loom), allow(clippy::unused_self, reason = "only loom has something to check"))]
+#[cfg_attr(
+    not(any(loom, explored)),
+    allow(clippy::unused_self, reason = "only a model checker has something to check")
+)]
 impl Life {
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, explored)))]
     const fn new() -> Self {
         Self()
     }
@@ -89,16 +92,25 @@ impl Life {
         Self(loom::cell::UnsafeCell::new(()))
     }
 
+    #[cfg(explored)]
+    fn new() -> Self {
+        Self(crate::explored::PlainU64::new(0))
+    }
+
     /// A new owner clears the node: what was done to it before must be over.
     fn begin(&self) {
         #[cfg(loom)]
         self.0.with_mut(|_| ());
+        #[cfg(explored)]
+        self.0.set(0);
     }
 
     /// Another thread writes into it.
     fn reach_in(&self) {
         #[cfg(loom)]
         self.0.with(|_| ());
+        #[cfg(explored)]
+        let _ = self.0.get();
     }
 }
 
@@ -131,7 +143,7 @@ pub struct QueuedLock<O = Handover, const N: usize = NODES> {
 
 impl<O: QueuedOrder, const N: usize> QueuedLock<O, N> {
     /// A free lock.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, explored)))]
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -144,7 +156,7 @@ impl<O: QueuedOrder, const N: usize> QueuedLock<O, N> {
     }
 
     /// A free lock.
-    #[cfg(loom)]
+    #[cfg(any(loom, explored))]
     #[must_use]
     pub fn new() -> Self {
         let node = |_| Padded(Node { next: AtomicU32::new(0), front: AtomicBool::new(false), life: Life::new() });
@@ -201,7 +213,7 @@ impl<O: QueuedOrder, const N: usize> QueuedLock<O, N> {
             // ORDERING(mmu-lock-queue): only whose turn it is; what is protected comes with `held`.
             wait_until(|| own.front.load(Ordering::Relaxed));
         }
-        wait_until(|| !self.is_held() && self.set_held());
+        try_until(|| !self.is_held() && self.set_held());
         self.make_way(own, link);
         // ORDERING(mmu-lock-queue): all that was done to the node comes before the next owner clears it.
         self.taken.0.fetch_and(!(1 << number), O::GIVE_NODE);
@@ -230,7 +242,7 @@ impl<O: QueuedOrder, const N: usize> QueuedLock<O, N> {
     /// A free node, waiting for one if there are more waiters than nodes.
     fn take_node(&self) -> usize {
         let mut found = 0;
-        wait_until(|| {
+        try_until(|| {
             // ORDERING(mmu-lock-queue): a guess; the exchange decides.
             let taken = self.taken.0.load(Ordering::Relaxed);
             found = taken.trailing_ones() as usize;
@@ -258,14 +270,14 @@ impl<O: QueuedOrder, const N: usize> QueuedLock<O, N> {
     }
 
     /// The last waiter, as a link; 0 = nobody waits.
-    #[cfg(test)]
+    #[cfg(all(test, not(explored)))]
     pub(super) fn tail(&self) -> u32 {
         self.words.0.tail.load(Ordering::Relaxed)
     }
 }
 
-/// Waits, giving the processor away after a while.
-fn wait_until(mut holds: impl FnMut() -> bool) {
+/// Tries until it succeeds, giving the processor away after a while; a try that fails changes nothing.
+fn try_until(mut holds: impl FnMut() -> bool) {
     let mut backoff = Backoff::new();
     while !holds() {
         backoff.wait();

@@ -15,7 +15,7 @@
 use core::marker::PhantomData;
 
 use super::{Grant, Padded};
-use crate::{AtomicU64, Backoff, Ordering};
+use crate::{AtomicU64, Ordering, wait_until};
 
 /// The two orders the lock lives by; a parameter so that tests can weaken each one.
 pub trait TicketOrder {
@@ -50,14 +50,14 @@ pub struct TicketLock<O = Handover> {
 
 impl<O: TicketOrder> TicketLock<O> {
     /// A free lock.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, explored)))]
     #[must_use]
     pub const fn new() -> Self {
         Self { words: Padded(Words { next: AtomicU64::new(0), serving: AtomicU64::new(0) }), order: PhantomData }
     }
 
     /// A free lock.
-    #[cfg(loom)]
+    #[cfg(any(loom, explored))]
     #[must_use]
     pub fn new() -> Self {
         Self { words: Padded::default(), order: PhantomData }
@@ -82,10 +82,7 @@ impl<O: TicketOrder> TicketLock<O> {
 
     #[cold]
     fn wait_for(&self, ticket: u64) {
-        let mut backoff = Backoff::new();
-        while !self.is_served(ticket) {
-            backoff.wait();
-        }
+        wait_until(|| self.is_served(ticket));
     }
 
     /// Takes the lock if it is free and nobody waits.
@@ -117,7 +114,7 @@ impl<O: TicketOrder> TicketLock<O> {
     }
 
     /// How many tickets were drawn.
-    #[cfg(all(test, not(loom)))]
+    #[cfg(all(test, not(any(loom, explored))))]
     pub(super) fn drawn(&self) -> u64 {
         self.words.0.next.load(Ordering::Relaxed)
     }

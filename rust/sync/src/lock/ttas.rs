@@ -43,14 +43,14 @@ pub struct TtasLock<O = Handover> {
 
 impl<O: TtasOrder> TtasLock<O> {
     /// A free lock.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, explored)))]
     #[must_use]
     pub const fn new() -> Self {
         Self { held: Padded(AtomicBool::new(false)), order: PhantomData }
     }
 
     /// A free lock.
-    #[cfg(loom)]
+    #[cfg(any(loom, explored))]
     #[must_use]
     pub fn new() -> Self {
         Self { held: Padded::default(), order: PhantomData }

@@ -109,7 +109,7 @@ pub(crate) fn set_accessed_dirty(slot: &AtomicU64, seen: u64, bits: u64) -> Resu
     slot.compare_exchange(seen, new, Ordering::Relaxed, Ordering::Relaxed).map(|_| new)
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, explored))))]
 mod tests {
     use super::*;
 

@@ -42,7 +42,7 @@ pub(crate) fn restore_write(slot: &AtomicU64, seen: u64) -> FastFault {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, explored))))]
 mod tests {
     use super::*;
 

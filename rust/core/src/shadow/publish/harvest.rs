@@ -30,7 +30,7 @@ pub(crate) fn harvest(slot: &AtomicU64, shoot_down: impl FnOnce()) -> bool {
     found & DIRTY != 0
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, explored))))]
 mod tests {
     use super::*;
     use crate::shadow::publish::set_accessed_dirty;

@@ -72,7 +72,7 @@ impl<O: HintOrder> Default for TrackHint<O> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, explored))))]
 mod tests {
     use super::*;
 

@@ -90,7 +90,7 @@ pub(crate) fn barrier_before_observe<O: LinkOrder>() {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, explored))))]
 mod tests {
     use super::*;
 

@@ -107,7 +107,7 @@ impl<O: MarkOrder> Default for SyncState<O> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, explored))))]
 mod tests {
     use super::*;
 
