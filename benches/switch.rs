@@ -72,11 +72,11 @@ fn row_1(c: &mut Criterion<ThreadCpu>) {
         ("locked+enter", Policy::Locked, true, Locks::OneOrMore),
     ];
     for (name, policy, entering, locks) in cases {
-        let (vm, pairs) = guest::kpti(policy, 1, false, false);
-        guest::warm_up(&mut vm.cpu(0).expect("nobody else drives the vCPU"), &pairs[0]);
-        let roots = [pairs[0].kernel, pairs[0].user];
-        group.bench_function(name, |b| b.iter_custom(|writes| timed(&vm, &roots, writes, entering, locks)));
-        guest::check_translations(&mut vm.cpu(0).expect("nobody else drives the vCPU"), &pairs[0]);
+        let (vm, routes) = guest::Kpti::new(policy).build();
+        routes[0].warm_up(&mut vm.cpu(0).expect("nobody else drives the vCPU"));
+        let roots = &routes[0].roots;
+        group.bench_function(name, |b| b.iter_custom(|writes| timed(&vm, roots, writes, entering, locks)));
+        routes[0].warm_up(&mut vm.cpu(0).expect("nobody else drives the vCPU"));
         assert_eq!(vm.audit().map(|found| found.len()), Ok(0));
     }
     group.finish();

@@ -1,4 +1,4 @@
-//! Two machines, two vCPU threads, clean samples: who does more switches a second.
+//! Two machines, a thread for each vCPU, clean samples: who does more switches a second.
 
 #![allow(unreachable_pub, reason = "a bench is a program of its own")]
 #![allow(clippy::cast_precision_loss, clippy::cast_sign_loss, reason = "counts and times of a second, as rates")]
@@ -15,11 +15,11 @@ use std::{
 
 use core_affinity::CoreId;
 use serde_json::{Value, json};
-use shadow_mmu::{Cpu, Policy, Vm};
+use shadow_mmu::{Cpu, Vm};
 use shadow_mmu_sync::{AtomicU64, Ordering, spin_loop};
 
 use crate::support::{
-    guest::{self, Pair, enter, switch},
+    guest::{Kpti, Route, enter, switch},
     measure::{median, preemptions},
 };
 
@@ -33,13 +33,18 @@ const LENGTH: core::ops::RangeInclusive<f64> = 1e-3..=3e-3;
 const AIM: f64 = 1.6e-3;
 /// Part of the sample in which all threads are at work.
 const OVERLAP: f64 = 0.9;
+/// What a sample with more threads than processors aims at: some slices of the scheduler.
+const CROWDED_AIM: f64 = 20e-3;
+
+/// The processors, asked for once: a pinned thread, and the threads it starts, see only the one that they are pinned to.
+pub fn cores() -> &'static [CoreId] {
+    static CORES: OnceLock<Vec<CoreId>> = OnceLock::new();
+    CORES.get_or_init(|| core_affinity::get_core_ids().unwrap_or_default())
+}
 
 /// Pins the calling thread to a processor; a machine that refuses is left alone, and its samples are unclean.
 pub fn pin(index: usize) {
-    // Asked for once: a pinned thread, and the threads it starts, see only the processor that they are pinned to.
-    static CORES: OnceLock<Vec<CoreId>> = OnceLock::new();
-    let cores = CORES.get_or_init(|| core_affinity::get_core_ids().unwrap_or_default());
-    if let Some(&core) = cores.get(index) {
+    if let Some(&core) = cores().get(index % cores().len().max(1)) {
         core_affinity::set_for_current(core);
     }
 }
@@ -71,12 +76,19 @@ pub fn spins_for(nanos: u64) -> u32 {
 /// What one side of a contest does.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
-    /// Threads, 1 or 2.
+    /// Threads.
     pub vcpus: usize,
     /// Whether the guest is entered after each write.
     pub entering: bool,
     /// Steps of guest work after that.
     pub work: u32,
+}
+
+impl Load {
+    /// More threads than processors: no sample can be clean, and every one counts.
+    fn crowded(self) -> bool {
+        self.vcpus > cores().len()
+    }
 }
 
 /// Side 0 on machine 0 and side 1 on machine 1, measured in turns.
@@ -90,7 +102,7 @@ struct Part {
     preempted: bool,
 }
 
-/// A job for the second thread.
+/// A job for another thread than the first.
 struct Job {
     machine: usize,
     load: Load,
@@ -98,31 +110,34 @@ struct Job {
     gate: u64,
 }
 
-/// Where two threads meet: the count of arrivals.
+/// Where threads meet: the count of arrivals.
 struct Gate(AtomicU64);
 
 impl Gate {
     /// Waits until `count` threads have come since the start.
-    fn meet(&self, count: u64) {
+    fn meet(&self, count: u64, crowded: bool) {
         // ORDERING: a bench's own rendezvous; what it hands over goes through the channels.
         self.0.fetch_add(1, Ordering::AcqRel);
-        // It never yields: a thread that gave its processor away would come late to the start.
         while self.0.load(Ordering::Acquire) < count {
-            spin_loop();
+            // With a processor for each it never yields: a thread that gave its own away would come late to the start.
+            if crowded { thread::yield_now() } else { spin_loop() }
         }
     }
 }
 
-/// Does `switches` switches, an even number, from the kernel back to the kernel.
-fn drive(cpu: &mut Cpu<'_>, pair: &Pair, load: Load, switches: u64) -> Part {
+/// Does `switches` switches: whole rounds of the route, from its last root back to it.
+fn drive(cpu: &mut Cpu<'_>, route: &Route, load: Load, switches: u64) -> Part {
     let before = preemptions();
+    let roots = route.roots.as_slice();
+    let mut at = 0;
     let began = Instant::now();
-    for n in 0..switches {
-        switch(cpu, black_box(pair.root(n)));
+    for _ in 0..switches {
+        switch(cpu, black_box(roots[at]));
         if load.entering {
             enter(cpu);
         }
         work(load.work);
+        at = if at + 1 == roots.len() { 0 } else { at + 1 };
     }
     let ended = Instant::now();
     Part { began, ended, preempted: preemptions() != before }
@@ -176,44 +191,59 @@ impl Counts {
         self.acquisitions[machine] as f64 / self.asked[machine] as f64
     }
 
-    /// No acquisition on machine 0, one or more for each switch on machine 1.
-    pub fn assert_fast_and_locked(&self) {
-        assert_eq!((self.acquisitions[0], self.lockless[0]), (0, self.asked[0]), "the fast path: {self:?}");
-        assert!(self.acquisitions[1] >= self.asked[1] && self.lockless[1] == 0, "the locked path: {self:?}");
-    }
-
-    /// No acquisition on either.
-    pub fn assert_lock_free(&self) {
-        assert_eq!((self.acquisitions, self.lockless), ([0, 0], self.asked), "the fast path: {self:?}");
+    /// Checks each machine against what its side must cost.
+    pub fn assert_cost(&self, cost: [Cost; 2]) {
+        for (machine, cost) in cost.into_iter().enumerate() {
+            let (asked, lockless, taken) = (self.asked[machine], self.lockless[machine], self.acquisitions[machine]);
+            match cost {
+                Cost::LockFree => assert_eq!((taken, lockless), (0, asked), "machine {machine}, fast: {self:?}"),
+                Cost::Locked => assert!(taken >= asked && lockless == 0, "machine {machine}, locked: {self:?}"),
+            }
+        }
     }
 }
 
-/// Two machines with two vCPUs each, and who drives them.
+/// What every switch of a side must cost.
+#[derive(Clone, Copy, Debug)]
+pub enum Cost {
+    /// No acquisition of the `mmu_lock`.
+    LockFree,
+    /// One or more.
+    Locked,
+}
+
+/// Two machines, and who drives them.
 pub struct Arena {
-    machines: [(Vm, Vec<Pair>); 2],
+    machines: [(Vm, Vec<Route>); 2],
+    vcpus: usize,
 }
 
 impl Arena {
-    /// Machines of these policies; both vCPUs of a machine have roots of their own, or the same.
-    pub fn new(policies: [Policy; 2], shared_roots: bool) -> Self {
-        Self { machines: policies.map(|policy| guest::kpti(policy, 2, shared_roots, false)) }
+    /// Machines of this make, with as many vCPUs and processes each.
+    pub fn new(machines: [Kpti; 2]) -> Self {
+        Self { machines: machines.map(Kpti::build), vcpus: machines[0].vcpus }
     }
 
     /// Runs the contests and checks both machines after them.
     pub fn fight(&self, contests: &[Contest]) -> (Vec<Result>, Counts) {
-        for (vm, pairs) in &self.machines {
-            for (index, pair) in pairs.iter().enumerate() {
-                guest::warm_up(&mut vm.cpu(index).expect("no thread runs yet"), pair);
+        for (vm, routes) in &self.machines {
+            for (index, route) in routes.iter().enumerate() {
+                route.warm_up(&mut vm.cpu(index).expect("no thread runs yet"));
             }
         }
         let before = self.counted();
-        let (jobs, queue) = channel();
         let (done, parts) = channel();
         let gate = Gate(AtomicU64::new(0));
         let (results, asked) = thread::scope(|scope| {
             let gate = &gate;
-            scope.spawn(move || self.second(&queue, &done, gate));
-            // The second thread ends when the referee goes, with its end of the channel.
+            let start = |index| {
+                let (job, queue) = channel();
+                let done = done.clone();
+                scope.spawn(move || self.other(index, &queue, &done, gate));
+                job
+            };
+            // The other threads end when the referee goes, with its ends of the channels.
+            let jobs = (1..self.vcpus).map(start).collect();
             let mut referee = Referee { arena: self, cpus: self.cpus(0), jobs, parts, gate, met: 0, asked: [0; 2] };
             let results = contests.iter().map(|contest| referee.contest(contest)).collect();
             (results, referee.asked)
@@ -222,9 +252,9 @@ impl Arena {
         let difference = |which: usize| [0, 1].map(|machine| after[machine][which] - before[machine][which]);
         let counts = Counts { asked, lockless: difference(1), acquisitions: difference(2) };
         assert_eq!(difference(0), asked, "switches counted and asked for");
-        for (vm, pairs) in &self.machines {
-            for (index, pair) in pairs.iter().enumerate() {
-                guest::check_after(vm, index, pair);
+        for (vm, routes) in &self.machines {
+            for (index, route) in routes.iter().enumerate() {
+                route.check_after(vm, index);
             }
             assert_eq!(vm.audit().map(|found| found.len()), Ok(0));
         }
@@ -243,13 +273,13 @@ impl Arena {
         [0, 1].map(|machine| self.machines[machine].0.cpu(index).expect("one thread a vCPU"))
     }
 
-    /// The second thread: vCPU 1 of both machines.
-    fn second(&self, queue: &Receiver<Job>, done: &Sender<Part>, gate: &Gate) {
-        pin(1);
-        let mut cpus = self.cpus(1);
+    /// Another thread than the first: a vCPU of both machines.
+    fn other(&self, index: usize, queue: &Receiver<Job>, done: &Sender<Part>, gate: &Gate) {
+        pin(index);
+        let mut cpus = self.cpus(index);
         for Job { machine, load, switches, gate: count } in queue {
-            gate.meet(count);
-            let part = drive(&mut cpus[machine], &self.machines[machine].1[1], load, switches);
+            gate.meet(count, load.crowded());
+            let part = drive(&mut cpus[machine], &self.machines[machine].1[index], load, switches);
             if done.send(part).is_err() {
                 return;
             }
@@ -261,7 +291,7 @@ impl Arena {
 struct Referee<'a> {
     arena: &'a Arena,
     cpus: [Cpu<'a>; 2],
-    jobs: Sender<Job>,
+    jobs: Vec<Sender<Job>>,
     parts: Receiver<Part>,
     gate: &'a Gate,
     met: u64,
@@ -271,37 +301,45 @@ struct Referee<'a> {
 impl Referee<'_> {
     /// Samples in the order A B B A until both sides have enough clean ones.
     fn contest(&mut self, contest: &Contest) -> Result {
-        let mut switches = [256_u64; 2];
+        let mut switches = [0, 1].map(|side| self.rounds(side, 256));
         let mut result = Result::default();
         for side in [0, 1, 1, 0].into_iter().cycle() {
             if result.clean.iter().all(|clean| clean.len() >= CLEAN) || result.tries[side] >= TRIES {
                 break;
             }
             result.tries[side] += 1;
-            let (rate, seconds, clean) = self.sample(side, contest[side], switches[side]);
+            let load = contest[side];
+            let (rate, seconds, clean) = self.sample(side, load, switches[side]);
             if clean {
                 result.clean[side].push(rate);
             }
-            if !LENGTH.contains(&seconds) {
+            let aim = if load.crowded() { CROWDED_AIM } else { AIM };
+            if load.crowded() || !LENGTH.contains(&seconds) {
                 // In steps: one preempted sample must not set the length of the next.
-                let factor = (AIM / seconds).clamp(0.25, 8.0);
-                switches[side] = ((switches[side] as f64 * factor) as u64).max(64) & !1;
+                let factor = (aim / seconds).clamp(0.25, 8.0);
+                switches[side] = self.rounds(side, (switches[side] as f64 * factor) as u64);
             }
         }
         result
     }
 
+    /// So many switches, or a few more or less: whole rounds, some dozen switches at least.
+    fn rounds(&self, machine: usize, switches: u64) -> u64 {
+        let round = self.arena.machines[machine].1[0].roots.len() as u64;
+        switches.max(64).div_ceil(round) * round
+    }
+
     /// One sample: its rate, its length, and whether it is clean.
     fn sample(&mut self, machine: usize, load: Load, switches: u64) -> (f64, f64, bool) {
-        if load.vcpus == 2 {
-            self.met += 2;
-            self.jobs.send(Job { machine, load, switches, gate: self.met }).expect("the second thread runs");
-            self.gate.meet(self.met);
+        if load.vcpus > 1 {
+            self.met += load.vcpus as u64;
+            for job in &self.jobs[..load.vcpus - 1] {
+                job.send(Job { machine, load, switches, gate: self.met }).expect("the other threads run");
+            }
+            self.gate.meet(self.met, load.crowded());
         }
         let mut parts = vec![drive(&mut self.cpus[machine], &self.arena.machines[machine].1[0], load, switches)];
-        if load.vcpus == 2 {
-            parts.push(self.parts.recv().expect("the second thread runs"));
-        }
+        parts.extend((1..load.vcpus).map(|_| self.parts.recv().expect("the other threads run")));
         let all = switches * load.vcpus as u64;
         self.asked[machine] += all;
         let first = |time: fn(&Part) -> Instant| parts.iter().map(time).min().expect("one part at least");
@@ -310,6 +348,6 @@ impl Referee<'_> {
         let together = first(|part| part.ended).saturating_duration_since(last(|part| part.began)).as_secs_f64();
         let undisturbed = !parts.iter().any(|part| part.preempted);
         let clean = undisturbed && together >= OVERLAP * whole && LENGTH.contains(&whole);
-        (all as f64 / whole, whole, clean)
+        (all as f64 / whole, whole, clean || load.crowded())
     }
 }

@@ -1,6 +1,6 @@
 //! Guests with their page tables in guest memory, written from the host's side before anything is measured.
 
-use shadow_mmu::{AccessFlags, AccessKind, Cpu, Gpa, Gva, Op, OpKind, Outcome, Policy, Vm, VmConfig};
+use shadow_mmu::{AccessFlags, AccessKind, Cpu, Gpa, Gva, LockKind, Op, OpKind, Outcome, Policy, Vm, VmConfig};
 
 const PAGE: u64 = 0x1000;
 /// Present, writable, user, accessed, dirty: a page that the guest has used before.
@@ -59,52 +59,106 @@ impl<'a> Tables<'a> {
         }
         self.set(table, gva.page() & 511, gpa);
     }
+
+    /// The roots of a process.
+    fn process(&mut self) -> Pair {
+        let [kernel, user, user_page, kernel_page] = core::array::from_fn(|_| self.page());
+        self.map(kernel, USER_CODE, user_page);
+        self.map(user, USER_CODE, user_page);
+        self.map(kernel, KERNEL_CODE, kernel_page);
+        Pair { kernel, user, user_page, kernel_page }
+    }
 }
 
 /// The two roots of a process under KPTI.
 #[derive(Clone, Copy, Debug)]
-pub struct Pair {
+struct Pair {
     /// Maps everything.
-    pub kernel: u64,
+    kernel: u64,
     /// Maps user space only.
-    pub user: u64,
+    user: u64,
     user_page: u64,
     kernel_page: u64,
 }
 
-impl Pair {
-    /// The root for switch number `n`; even numbers end in the kernel.
-    #[inline]
-    pub const fn root(&self, n: u64) -> u64 {
-        if n & 1 == 0 { self.user } else { self.kernel }
-    }
+/// What a vCPU runs: KPTI processes, the two roots of each in turn.
+#[derive(Clone, Debug)]
+pub struct Route {
+    pairs: Vec<Pair>,
+    /// User and kernel root of each process, in the order in which they are loaded.
+    pub roots: Vec<u64>,
 }
 
-/// A machine whose vCPUs each have a pair, their own or one for all.
-pub fn kpti(policy: Policy, vcpus: usize, shared: bool, lock_times: bool) -> (Vm, Vec<Pair>) {
-    let config = VmConfig { slots: vec![(Gpa::new(0), 16 << 20)], vcpus, policy, lock_times, ..VmConfig::default() };
-    let vm = Vm::new(config).expect("the configuration is valid");
-    let mut tables = Tables::new(&vm, 0x10_0000);
-    let mut pairs: Vec<Pair> = Vec::new();
-    for _ in 0..vcpus {
-        if let Some(&pair) = pairs.first().filter(|_| shared) {
-            pairs.push(pair);
-            continue;
+impl Route {
+    fn new(pairs: Vec<Pair>) -> Self {
+        let roots = pairs.iter().flat_map(|pair| [pair.user, pair.kernel]).collect();
+        Self { pairs, roots }
+    }
+
+    /// Runs the guest under every root, twice, so that all are known and have their entries; ends at the last root.
+    pub fn warm_up(&self, cpu: &mut Cpu<'_>) {
+        for _ in 0..2 {
+            for (n, &root) in self.roots.iter().enumerate() {
+                switch(cpu, root);
+                check_translations(cpu, &self.pairs[n / 2]);
+            }
         }
-        let [kernel, user, user_page, kernel_page] = core::array::from_fn(|_| tables.page());
-        tables.map(kernel, USER_CODE, user_page);
-        tables.map(user, USER_CODE, user_page);
-        tables.map(kernel, KERNEL_CODE, kernel_page);
-        pairs.push(Pair { kernel, user, user_page, kernel_page });
     }
-    (vm, pairs)
+
+    /// Checks a vCPU after whole rounds: CR3, the shadow page of its root, translations under every root.
+    ///
+    /// The reads are left out of what has been counted: look at the statistics first.
+    pub fn check_after(&self, vm: &Vm, index: usize) {
+        let last = *self.roots.last().expect("a route has roots");
+        let root = {
+            let mut cpu = vm.cpu(index).expect("the run is over");
+            enter(&mut cpu);
+            assert_eq!(cpu.regs().cr3, last, "vCPU {index}: CR3 after whole rounds");
+            cpu.roots()[0].1
+        };
+        let pages = vm.shadow_pages().expect("the run is over");
+        let page = pages.iter().find(|page| shadow_mmu::SpId::new(page.id).hpa().get() == root);
+        assert_eq!(page.map(|page| page.gfn.gpa().get()), Some(last), "vCPU {index}: the root shadows its CR3");
+        self.warm_up(&mut vm.cpu(index).expect("the run is over"));
+    }
 }
 
-/// Runs the guest under both roots, so that both are known and have their entries; ends in the kernel.
-pub fn warm_up(cpu: &mut Cpu<'_>, pair: &Pair) {
-    for n in 0..4 {
-        switch(cpu, pair.root(n));
-        check_translations(cpu, pair);
+/// A machine under KPTI.
+#[derive(Clone, Copy, Debug)]
+pub struct Kpti {
+    /// What a CR3 write does.
+    pub policy: Policy,
+    /// What the `mmu_lock` is.
+    pub lock: LockKind,
+    /// vCPUs.
+    pub vcpus: usize,
+    /// Processes of each.
+    pub processes: usize,
+    /// Whether all vCPUs run the same processes.
+    pub shared: bool,
+    /// Whether waits and holds of the lock are timed.
+    pub lock_times: bool,
+}
+
+impl Kpti {
+    /// One process on one vCPU, the default lock, nothing timed.
+    pub fn new(policy: Policy) -> Self {
+        Self { policy, lock: LockKind::default(), vcpus: 1, processes: 1, shared: false, lock_times: false }
+    }
+
+    /// The machine with its guest, and what each vCPU runs.
+    pub fn build(self) -> (Vm, Vec<Route>) {
+        let Self { policy, lock, vcpus, lock_times, .. } = self;
+        let slots = vec![(Gpa::new(0), 16 << 20)];
+        let vm = Vm::new(VmConfig { slots, vcpus, policy, lock, lock_times, ..VmConfig::default() });
+        let vm = vm.expect("the configuration is valid");
+        let mut tables = Tables::new(&vm, 0x10_0000);
+        let mut routes: Vec<Route> = Vec::new();
+        for _ in 0..vcpus {
+            let first = routes.first().filter(|_| self.shared).cloned();
+            routes.push(first.unwrap_or_else(|| Route::new((0..self.processes).map(|_| tables.process()).collect())));
+        }
+        (vm, routes)
     }
 }
 
@@ -123,7 +177,7 @@ pub fn enter(cpu: &mut Cpu<'_>) {
 }
 
 /// Checks what the current root translates against the tables as they were built.
-pub fn check_translations(cpu: &mut Cpu<'_>, pair: &Pair) {
+fn check_translations(cpu: &mut Cpu<'_>, pair: &Pair) {
     let fetch = |cpu: &mut Cpu<'_>, gva, flags| cpu.access(gva, AccessKind::Fetch, flags).expect("paging is on");
     assert_eq!(fetch(cpu, USER_CODE, AccessFlags::USER), Outcome::Ok(pair.user_page));
     let kernel = fetch(cpu, KERNEL_CODE, AccessFlags::empty());
@@ -132,25 +186,6 @@ pub fn check_translations(cpu: &mut Cpu<'_>, pair: &Pair) {
     } else {
         assert!(matches!(kernel, Outcome::PageFault { .. }), "the user root maps no kernel code, got {kernel:?}");
     }
-}
-
-/// Checks a vCPU after a run that ended in the kernel: CR3, the shadow page of its root, translations under both.
-///
-/// `read` is left out of what has been counted: look at the statistics first.
-pub fn check_after(vm: &Vm, index: usize, pair: &Pair) {
-    let root = {
-        let mut cpu = vm.cpu(index).expect("the run is over");
-        enter(&mut cpu);
-        assert_eq!(cpu.regs().cr3, pair.kernel, "vCPU {index}: CR3 after an even number of switches");
-        cpu.roots()[0].1
-    };
-    let pages = vm.shadow_pages().expect("the run is over");
-    let page = pages.iter().find(|page| shadow_mmu::SpId::new(page.id).hpa().get() == root);
-    assert_eq!(page.map(|page| page.gfn.gpa().get()), Some(pair.kernel), "vCPU {index}: the root shadows its CR3");
-    let mut cpu = vm.cpu(index).expect("the run is over");
-    check_translations(&mut cpu, pair);
-    switch(&mut cpu, pair.user);
-    check_translations(&mut cpu, pair);
 }
 
 /// A machine whose root maps `pages` consecutive pages from gva 0 on to as many consecutive frames.
@@ -198,11 +233,11 @@ impl Flat {
 
 /// `k` roots that share everything below them.
 pub fn many_roots(policy: Policy, k: u64) -> (Vm, Vec<u64>) {
-    let (vm, pairs) = kpti(policy, 1, false, false);
+    let (vm, routes) = Kpti::new(policy).build();
     let mut tables = Tables::new(&vm, 0x80_0000);
     let roots: Vec<u64> = (0..k).map(|_| tables.page()).collect();
     let mut word = [0; 8];
-    vm.host_read(Gpa::new(pairs[0].kernel), &mut word).expect("tables are in memory");
+    vm.host_read(Gpa::new(routes[0].roots[1]), &mut word).expect("tables are in memory");
     for &root in &roots {
         vm.host_write(Gpa::new(root), &word).expect("tables are in memory");
     }

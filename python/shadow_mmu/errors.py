@@ -14,6 +14,7 @@ __all__ = [
     "GuestEvent",
     "GuestMemoryError",
     "MemoryRangeError",
+    "MissingExtraError",
     "PageFault",
     "ProgramError",
     "RecordingError",
@@ -40,6 +41,23 @@ class MemoryRangeError(ShadowMmuError, ValueError):
 
 class GuestMemoryError(ShadowMmuError, MemoryError):
     """The host cannot give the guest memory that was asked for."""
+
+
+class MissingExtraError(ShadowMmuError, ImportError):
+    """A library that only an extra of the package brings is not installed; the text names both.
+
+    Parameters
+    ----------
+    what : str
+        What was asked for.
+    library, extra : str
+        The library that it takes, and the extra that brings it.
+
+    """
+
+    def __init__(self, what: str, library: str, extra: str) -> None:
+        """Say how to get the library."""
+        super().__init__(f"{what} needs {library}, which is not installed: pip install 'shadow-mmu[{extra}]'")
 
 
 class UnsupportedModeError(ShadowMmuError):

@@ -2,6 +2,7 @@
 
 import click
 
+from shadow_mmu.cli.contend import contend
 from shadow_mmu.cli.diff import diff
 from shadow_mmu.cli.dumps import maps, walk
 from shadow_mmu.cli.replay import replay
@@ -15,5 +16,5 @@ def main() -> None:
     """KVM's x86 shadow MMU as a library: replay real guests, run workloads, compare core and model, read dumps."""
 
 
-for command in (replay, run, diff, litmus, maps, walk):
+for command in (replay, run, contend, diff, litmus, maps, walk):
     main.add_command(command)

@@ -50,18 +50,24 @@ def _policies(_context: click.Context, _parameter: click.Parameter, texts: tuple
         raise click.BadParameter(str(error)) from error
 
 
-def policy_option(*default: str) -> Callable[[Callable[..., _R]], Callable[..., _R]]:
+def policy_option(*default: str, every_lock: bool = False) -> Callable[[Callable[..., _R]], Callable[..., _R]]:
     """Return the options ``--policy`` and ``--lock``, each to be given any number of times, with these default policies.
 
-    The command gets their product as ``policies``.
+    The command gets their product as ``policies``. With ``every_lock`` that is with each kind of lock unless told otherwise.
     """
 
     def decorate(command: Callable[..., _R]) -> Callable[..., _R]:
         @wraps(command)
         def combined(*, policies: list[Policy], locks: tuple[str, ...], **others: object) -> _R:
-            return command(policies=with_locks(policies, locks), **others)
+            named = any(policy.lock != LOCK_KINDS[0] for policy in policies)
+            every = LOCK_KINDS if every_lock and not named else ()
+            try:
+                product = with_locks(policies, locks or every)
+            except ConfigError as error:
+                raise click.BadParameter(str(error), param_hint="'--lock'") from error
+            return command(policies=product, **others)
 
-        for option in (_lock_option, _policy_options(default)):
+        for option in (_lock_option("all" if every_lock else LOCK_KINDS[0]), _policy_options(default)):
             option(combined)
         return combined
 
@@ -81,13 +87,14 @@ def _policy_options(default: tuple[str, ...]) -> Callable[[Callable[..., Any]], 
     )
 
 
-_lock_option = click.option(
-    "--lock",
-    "locks",
-    multiple=True,
-    type=click.Choice(LOCK_KINDS),
-    help="Kind of mmu_lock; given several times, each policy is run with each.  [default: queued]",
-)
+def _lock_option(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(
+        "--lock",
+        "locks",
+        multiple=True,
+        type=click.Choice(LOCK_KINDS),
+        help=f"Kind of mmu_lock; given several times, each policy is run with each.  [default: {default}]",
+    )
 
 
 def rate(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
