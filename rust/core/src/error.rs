@@ -104,6 +104,12 @@ pub enum Error {
         /// What was wrong with it.
         cause: Box<Error>,
     },
+    /// A vCPU of a stress run made no step for too long: a bug of this library, reported instead of a hang.
+    #[error("{report}")]
+    Stuck {
+        /// Which, and what every vCPU was at.
+        report: String,
+    },
     /// The threads of a run cannot be had; nothing was run.
     #[error("cannot start {wanted} threads: {cause}")]
     Threads {

@@ -28,7 +28,7 @@
 //! # Layers
 //!
 //! A module uses its own layer and lower ones: L0 `access addr config error link op regs stats`; L1 `paging role spte trace`;
-//! L2 `memory requests shadow`; L3 `mmu`; L4 `vcpu`; L5 `replay run state team vm` (docs/architecture.md, 3).
+//! L2 `memory requests shadow`; L3 `mmu`; L4 `vcpu`; L5 `replay run state stress team vm` (docs/architecture.md, 3).
 #![forbid(unsafe_code)]
 
 pub(crate) use shadow_mmu_sync as sync;
@@ -84,6 +84,8 @@ pub(crate) mod spte;
 pub mod state;
 #[cfg(not(any(loom, explored)))]
 pub mod stats;
+#[cfg(not(any(loom, explored)))]
+pub mod stress;
 #[cfg(not(any(loom, explored)))]
 pub(crate) mod team;
 #[cfg(not(any(loom, explored)))]

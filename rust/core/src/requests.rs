@@ -131,6 +131,13 @@ impl<O: HandshakeOrder> GuestMode<O> {
         self.epoch.store(epoch + 1, O::LEAVE);
     }
 
+    /// The epoch, odd while inside (a moment ago): for reports on a vCPU that is stuck.
+    #[cfg(not(any(loom, explored)))]
+    pub(crate) fn epoch(&self) -> u64 {
+        // ORDERING(kick-mode): Relaxed: a figure.
+        self.epoch.load(Ordering::Relaxed)
+    }
+
     /// Waits for the end of the access that is under way, if one is; true if there was one. After the fence of the kick.
     fn wait_outside(&self) -> bool {
         // ORDERING(kick-mode): Acquire: the stores of an access that has ended are seen.

@@ -412,6 +412,16 @@ impl Cpu<'_> {
         self.vcpu.access(self.shared, gva, AccessKind::Write, flags, Action::Store { value, size })
     }
 
+    /// Times that the last access had to be tried again.
+    pub(crate) fn tries(&self) -> u32 {
+        self.vcpu.tries
+    }
+
+    /// Forgets the tries of earlier accesses.
+    pub(crate) fn forget_tries(&mut self) {
+        self.vcpu.tries = 0;
+    }
+
     /// The control registers.
     pub fn regs(&self) -> &ControlRegs {
         &self.vcpu.regs

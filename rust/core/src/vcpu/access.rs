@@ -77,6 +77,7 @@ impl Vcpu {
                 Inside::Fault { present } => match self.handle_page_fault(shared, gva, kind, flags, present)? {
                     Handled::Retry => {
                         tries += 1;
+                        self.tries = tries;
                         if tries > PATIENCE {
                             yield_now();
                         }

@@ -42,6 +42,8 @@ pub struct Vcpu {
     pub(crate) watch: Cr3Watch,
     /// A triple fault was taken.
     pub(crate) shut_down: bool,
+    /// Times that an access was tried again since somebody set this to 0: a figure of liveness (R11).
+    pub(crate) tries: u32,
 }
 
 impl Vcpu {
@@ -57,6 +59,7 @@ impl Vcpu {
             cx,
             watch: Cr3Watch::default(),
             shut_down: false,
+            tries: 0,
         })
     }
 
