@@ -5,14 +5,16 @@ use super::{Record, StressReport, actor::Actor, guest::Guest, guest::SIGNATURE_W
 use crate::{
     addr::Gpa,
     error::Result,
+    run::Control,
     vm::{Cpu, Vm},
 };
 
 impl StressReport {
     /// Audits the machine, the caller having every vCPU.
-    pub(super) fn audited(&mut self, vm: &Vm, cpus: &[Cpu<'_>]) {
-        self.audits += 1;
-        for violation in vm.audit_with(cpus) {
+    pub(super) fn audited(&mut self, vm: &Vm, cpus: &[Cpu<'_>], control: &Control) {
+        let violations = vm.audit_with(cpus, &|| control.stopped());
+        self.audits += u64::from(!control.stopped());
+        for violation in violations {
             self.find("audit", violation.to_string());
         }
     }
@@ -25,8 +27,9 @@ pub(super) fn check(
     cpus: &mut [Cpu<'_>],
     report: &mut StressReport,
     mut record: Option<&mut Record>,
+    control: &Control,
 ) -> Result<()> {
-    report.audited(vm, cpus);
+    report.audited(vm, cpus, control);
     check_memory(vm, guest, actors, report)?;
     if report.interrupted {
         return Ok(());
@@ -37,7 +40,7 @@ pub(super) fn check(
             record.append(own);
         }
     }
-    report.audited(vm, cpus);
+    report.audited(vm, cpus, control);
     Ok(())
 }
 

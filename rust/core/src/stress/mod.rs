@@ -106,7 +106,7 @@ pub fn bytes_needed(vcpus: usize) -> u64 {
 /// # Errors
 /// [`Error::Config`] for a value out of range, or a machine with another slot than one at gpa 0, or too little memory for its
 /// vCPUs; [`Error::Busy`] and [`Error::Threads`] before anything is run; [`Error::Stuck`] if a vCPU made no step for
-/// longer than the configuration's patience; [`Error::Panic`], and what the machine itself refuses.
+/// longer than the configuration's patience; [`Error::Panic`], [`Error::Broken`], and what the machine itself refuses.
 ///
 /// ```
 /// use shadow_mmu::{Control, Gpa, Vm, VmConfig, stress::{self, Limit, StressConfig}};
@@ -130,6 +130,7 @@ fn stress_with(
     hook: impl Fn(usize, &threads::Floor<'_>) + Sync,
 ) -> Result<StressReport> {
     config.validate()?;
+    vm.check_health()?;
     let slots: Vec<_> = vm.memory().iter().collect();
     let [slot] = slots[..] else {
         return Err(Error::Config { what: "memslots", got: slots.len().to_string(), expected: "one, at gpa 0".into() });
@@ -161,7 +162,7 @@ fn stress_with(
         }
     };
     report.interrupted = control.stopped();
-    finale::check(vm, &guest, &mut actors, &mut cpus, &mut report, record.then_some(&mut setup))?;
+    finale::check(vm, &guest, &mut actors, &mut cpus, &mut report, record.then_some(&mut setup), control)?;
     drop(cpus);
     finish(vm, actors, &mut report)?;
     report.record = record.then_some(setup);

@@ -88,7 +88,7 @@ impl Floor<'_> {
         self.pause.store(self.pause() + 1, Ordering::Release);
         // ORDERING(stress-rest): Acquire: pairs with `rest`.
         let all_rest = self.wait_until(|| self.resting.load(Ordering::Acquire) == others);
-        let violations = if all_rest { self.vm.audit_blocking() } else { Vec::new() };
+        let violations = if all_rest { self.vm.audit_blocking(self.control) } else { Vec::new() };
         // ORDERING(stress-rest): Release: as above.
         self.pause.store(self.pause() + 1, Ordering::Release);
         violations

@@ -47,7 +47,7 @@ pub(super) fn run(
             break;
         }
         if config.audit_every != 0 && step % config.audit_every == config.audit_every - 1 {
-            report.audited(vm, cpus);
+            report.audited(vm, cpus, control);
         }
     }
     // Whoever waits for an acknowledgement gets it, unless the run was cut short.

@@ -58,7 +58,7 @@ fn watch(floor: &Floor<'_>, ended: &mpsc::Receiver<()>) -> Option<String> {
         let report = describe(floor, stuck, &seen, now);
         floor.halt();
         if ended.recv_timeout(floor.patience.max(Duration::from_secs(1))) == Err(RecvTimeoutError::Timeout) {
-            let _ = writeln!(std::io::stderr(), "{report}\nits threads do not stop: the run cannot end");
+            let _ = writeln!(std::io::stderr(), "{report}\nits threads do not stop: the run cannot end before they do");
         }
         return Some(report);
     }
