@@ -195,6 +195,10 @@ class Memory:
         for at in range(0, length, PIECE):
             self._native.memory_write(first + at, view[at : at + PIECE])
 
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied or pickled: it is part of a machine."""
+        raise TypeError("the Memory of a Vm cannot be copied or pickled: read it")
+
     def __repr__(self) -> str:
         return f"<Memory {', '.join(f'{slot.gpa:#x}+{slot.bytes:#x}' for slot in self._slots)}>"
 

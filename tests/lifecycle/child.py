@@ -12,10 +12,12 @@ ROOT = Path(__file__).parents[2]
 PRELUDE = f"""
 import os, signal, sys, threading, time
 sys.path.insert(0, {str(ROOT)!r})
+"""
+IMPORTS = """
 import numpy as np
-from shadow_mmu import Vm, ops
+from shadow_mmu import ForkedError, Vm, ops
 from tests.api.guest import DATA, GVA, SIZE, boot
-from tests.lifecycle.work import LONG, machine, usable
+from tests.lifecycle.work import BUSY, LONG, machine, usable
 """
 
 
@@ -33,10 +35,13 @@ def heed_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def script(code: str, *, limit: float = 60) -> Ended:
-    """Run a script; one that is not done in ``limit`` seconds is a deadlock, and fails the test."""
+def script(code: str, *, before: str = "", limit: float = 60) -> Ended:
+    """Run a script; one that is not done in ``limit`` seconds is a deadlock, and fails the test.
+
+    ``before`` comes before the import of the package.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + dedent(code)],
+        [sys.executable, "-c", PRELUDE + dedent(before) + IMPORTS + dedent(code)],
         capture_output=True,
         text=True,
         timeout=limit,

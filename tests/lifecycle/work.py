@@ -43,3 +43,11 @@ def large_machine() -> Vm:
     reads["addr"] = np.arange(leaves, dtype="<u8") * 0x1000
     assert vm.run([reads]).faults == 0
     return vm
+
+
+def switches_of_a_new_machine(count: int) -> int:
+    """Do ``count`` CR3 writes on a machine of this process, and return how many it counted after the first."""
+    with machine() as vm:
+        for _ in range(count):
+            vm.vcpus[0].write_cr3(vm.vcpus[0].cr3)
+        return vm.stats.cr3.writes
