@@ -53,7 +53,12 @@ class Holder:
 
 def test_a_machine_in_a_cycle_is_collected() -> None:
     holder = Holder()
-    gone = [weakref.ref(holder), weakref.ref(holder.vm), weakref.ref(holder.vm.memory), weakref.ref(holder.vcpus[0])]
+    gone: list[Callable[[], object]] = [
+        weakref.ref(holder),
+        weakref.ref(holder.vm),
+        weakref.ref(holder.vm.memory),
+        weakref.ref(holder.vcpus[0]),
+    ]
     del holder
     gc.collect()
     assert [ref() for ref in gone] == [None] * 4

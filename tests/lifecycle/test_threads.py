@@ -235,7 +235,7 @@ def test_close_waits_for_nobody_and_breaks_nothing_while_others_use_the_machine(
             except VcpuBusyError:
                 time.sleep(0)
 
-    all_at_once([*(lambda vcpu=vcpu: use(vcpu) for vcpu in vm.vcpus), close])  # type: ignore[misc]
+    all_at_once([*(lambda vcpu=vcpu: use(vcpu) for vcpu in vm.vcpus), close])
     assert seen == {ClosedError}
 
 
