@@ -41,6 +41,8 @@ class Sanitizer:
     """Test programs that are left out, and why."""
     skipped_tests: dict[str, dict[str, str]] = field(default_factory=dict)
     """Of a test program: tests that are left out, and why."""
+    doctests: bool = False
+    """Whether the examples in the documentation are run as well."""
     planted: dict[str, str] = field(default_factory=dict)
     """For each test program with errors on purpose: the prefix of their names."""
     words: dict[str, str] = field(default_factory=dict)
@@ -56,6 +58,7 @@ SANITIZERS = {
             "ASAN_OPTIONS": "detect_leaks=1:allocator_may_return_null=1:detect_stack_use_after_return=1:exitcode=99",
         },
         skipped={"switch_cost": "compares times"},
+        doctests=True,
         planted={"memory": ""},
         words={
             "heap_use_after_free": r"ERROR: AddressSanitizer: heap-use-after-free",
@@ -133,8 +136,19 @@ def symbolizer() -> dict[str, str]:
     )
 
 
-def build(sanitizer: Sanitizer, target_dir: Path) -> list[Program]:
-    """Build the test programs.
+def environment_of(sanitizer: Sanitizer) -> dict[str, str]:
+    """Return the environment of cargo and of the test programs."""
+    options = {
+        variable: ":".join([value, *(f"{key}={path}" for key, path in symbolizer().items())])
+        for variable, value in sanitizer.options.items()
+    }
+    # The sanitizers of a stable compiler are there, but hidden.
+    flags = {"RUSTC_BOOTSTRAP": "1", "RUSTFLAGS": sanitizer.rustflags, "RUSTDOCFLAGS": sanitizer.rustflags}
+    return os.environ | flags | options
+
+
+def cargo_test(target_dir: Path) -> list[str]:
+    """Return the command that builds for the host, in a folder of its own.
 
     With ``--target`` the flags do not reach build scripts and procedural macros, which the compiler itself loads.
     """
@@ -142,19 +156,21 @@ def build(sanitizer: Sanitizer, target_dir: Path) -> list[Program]:
     if not host:
         raise StageError("`rustc -vV` names no host")
     packages = [word for package in PACKAGES for word in ("--package", package)]
+    places = ["--profile", "sanitize", "--target", host[1], "--target-dir", str(target_dir)]
+    return ["cargo", "test", *packages, *places]
+
+
+def build(sanitizer: Sanitizer, target_dir: Path) -> list[Program]:
+    """Build the test programs."""
     command = [
-        "cargo",
-        "test",
+        *cargo_test(target_dir),
         "--quiet",
         "--no-run",
         "--message-format=json-render-diagnostics",
         "--lib",
         "--tests",
-        *packages,
     ]
-    command += ["--profile", "sanitize", "--target", host[1], "--target-dir", str(target_dir)]
-    # The sanitizers of a stable compiler are there, but hidden.
-    environment = os.environ | {"RUSTC_BOOTSTRAP": "1", "RUSTFLAGS": sanitizer.rustflags}
+    environment = environment_of(sanitizer)
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise StageError("the tests do not build")
@@ -163,10 +179,7 @@ def build(sanitizer: Sanitizer, target_dir: Path) -> list[Program]:
 
 def start(sanitizer: Sanitizer, program: Program, *arguments: str) -> tuple[int, str]:
     """Run a test program; returns its exit status and all it printed."""
-    options = {}
-    for variable, value in sanitizer.options.items():
-        options[variable] = ":".join([value, *(f"{key}={path}" for key, path in symbolizer().items())])
-    environment = os.environ | options | {"CARGO_MANIFEST_DIR": str(program.directory)}
+    environment = environment_of(sanitizer) | {"CARGO_MANIFEST_DIR": str(program.directory)}
     try:
         done = subprocess.run(
             [program.path, *arguments],
@@ -198,6 +211,28 @@ def run_tests(sanitizer: Sanitizer, program: Program) -> int:
         print(output)
         raise StageError(f"{program.name}: exit status {status}, {len(reports(output))} reports")
     return tests_passed(output)
+
+
+def run_doctests(sanitizer: Sanitizer, target_dir: Path) -> int:
+    """Run the examples in the documentation; returns how many there were.
+
+    Raises
+    ------
+    StageError
+        As `run_tests`.
+    """
+    command = [*cargo_test(target_dir), "--doc"]
+    environment = environment_of(sanitizer)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    found = sum(tests_passed(part) for part in done.stdout.split("Doc-tests ")[1:])
+    if done.returncode or reports(done.stdout) or not found:
+        print(done.stdout)
+        raise StageError(
+            f"examples: exit status {done.returncode}, {len(reports(done.stdout))} reports, {found} passed"
+        )
+    return found
 
 
 def planted_tests(sanitizer: Sanitizer, program: Program) -> list[str]:
@@ -243,6 +278,10 @@ def run(sanitizer: Sanitizer, target_dir: Path) -> str:
         print(f"{program.name}: {count} tests, 0 reports")
         for test, why in sanitizer.skipped_tests.get(program.name, {}).items():
             print(f"{program.name}: {test} is left out: {why}")
+    if sanitizer.doctests:
+        count = run_doctests(sanitizer, target_dir)
+        tests += count
+        print(f"examples in the documentation: {count} tests, 0 reports")
     for program in built:
         if program.name in sanitizer.planted:
             names = planted_tests(sanitizer, program)

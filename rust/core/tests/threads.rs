@@ -6,7 +6,8 @@
 use std::thread;
 
 use shadow_mmu::{
-    AccessFlags, AccessKind, Control, Cpu, Gpa, Gva, Op, OpKind, Outcome, Policy, RunOptions, Vm, VmConfig, run,
+    AccessFlags, AccessKind, Control, Cpu, Gpa, Gva, LockKind, Op, OpKind, Outcome, Policy, RunOptions, Vm, VmConfig,
+    run,
 };
 use shadow_mmu_planted::apart;
 
@@ -14,7 +15,17 @@ const VCPUS: usize = 3;
 const ROUNDS: u64 = 300;
 /// Present, writable, user, accessed, dirty.
 const USED: u64 = 0x67;
-const POLICIES: [Policy; 4] = [Policy::Locked, Policy::Seed, Policy::Lru(1), Policy::Lru(3)];
+/// Each policy, and each kind of lock.
+const KINDS: [(Policy, LockKind); 8] = [
+    (Policy::Locked, LockKind::Queued),
+    (Policy::Seed, LockKind::Queued),
+    (Policy::Lru(1), LockKind::Queued),
+    (Policy::Lru(3), LockKind::Queued),
+    (Policy::Lru(3), LockKind::Ticket),
+    (Policy::Lru(3), LockKind::Ttas),
+    (Policy::Seed, LockKind::Mutex),
+    (Policy::Locked, LockKind::RwLock),
+];
 
 /// Two roots over the same tables, so that what one vCPU changes is under the root of every other.
 ///
@@ -42,9 +53,9 @@ fn peek(vm: &Vm, gpa: u64) -> u64 {
     u64::from_le_bytes(word)
 }
 
-fn machine(policy: Policy, tlb_entries: usize) -> Vm {
+fn machine((policy, lock): (Policy, LockKind), tlb_entries: usize) -> Vm {
     let slots = vec![(Gpa::new(0), 16 << 20)];
-    let vm = Vm::new(VmConfig { slots, vcpus: VCPUS, policy, tlb_entries, ..VmConfig::default() }).unwrap();
+    let vm = Vm::new(VmConfig { slots, vcpus: VCPUS, policy, lock, tlb_entries, ..VmConfig::default() }).unwrap();
     let [pointers, directory, second] = [0x10_2000, 0x10_3000, 0x10_5000];
     for root in ROOTS {
         poke(&vm, root, pointers | USED);
@@ -108,13 +119,13 @@ fn on_every_vcpu(vm: &Vm, body: impl Fn(usize, &mut Cpu<'_>) + Sync) {
 #[test]
 fn e001_vcpus_that_switch_at_once_reach_what_their_tables_say() {
     apart(|| {
-        for policy in POLICIES {
-            let vm = machine(policy, 64);
+        for kind in KINDS {
+            let vm = machine(kind, 64);
             on_every_vcpu(&vm, |index, cpu| {
                 for round in 0..ROUNDS {
                     switch(cpu, round + index as u64);
                     let page = (round * 7 + index as u64) % 512;
-                    assert_eq!(read(cpu, PAGES + (page << 12)), frame(page), "{policy}");
+                    assert_eq!(read(cpu, PAGES + (page << 12)), frame(page), "{kind:?}");
                 }
             });
         }
@@ -129,8 +140,8 @@ enum Flush {
 }
 
 /// One vCPU points a page to one frame after another and signals each; no other may find an older one once it has flushed.
-fn published_edits(policy: Policy, tlb_entries: usize, flush: Flush) {
-    let vm = machine(policy, tlb_entries);
+fn published_edits(kind: (Policy, LockKind), tlb_entries: usize, flush: Flush) {
+    let vm = machine(kind, tlb_entries);
     let page = 5;
     let seen_by = |index: usize| WORDS + index as u64 * 8;
     on_every_vcpu(&vm, |index, cpu| {
@@ -155,7 +166,7 @@ fn published_edits(policy: Policy, tlb_entries: usize, flush: Flush) {
             }
             let found = read(cpu, PAGES + (page << 12));
             let oldest = if edit == 0 { frame(page).min(frame(1)) } else { frame(edit) };
-            assert!(found >= oldest, "{policy}, {flush:?}: edit {edit} was signalled, {found:#x} was found");
+            assert!(found >= oldest, "{kind:?}, {flush:?}: edit {edit} was signalled, {found:#x} was found");
             store(cpu, seen_by(index), edit);
             round += 1;
         }
@@ -166,12 +177,12 @@ fn published_edits(policy: Policy, tlb_entries: usize, flush: Flush) {
 #[test]
 fn e051_who_flushes_after_a_signal_finds_what_was_stored_before_it() {
     apart(|| {
-        for policy in POLICIES {
-            published_edits(policy, 64, Flush::Switch);
+        for kind in KINDS {
+            published_edits(kind, 64, Flush::Switch);
         }
-        for policy in [Policy::Seed, Policy::Lru(3)] {
-            published_edits(policy, 64, Flush::Invlpg);
-            published_edits(policy, 0, Flush::Invlpg);
+        for kind in [KINDS[1], KINDS[3], KINDS[7]] {
+            published_edits(kind, 64, Flush::Invlpg);
+            published_edits(kind, 0, Flush::Invlpg);
         }
     });
 }
@@ -179,8 +190,8 @@ fn e051_who_flushes_after_a_signal_finds_what_was_stored_before_it() {
 #[test]
 fn e075_zaps_and_writes_of_the_host_go_on_beside_accesses() {
     apart(|| {
-        for policy in POLICIES {
-            let vm = machine(policy, 64);
+        for kind in KINDS {
+            let vm = machine(kind, 64);
             let (one, other) = (frame(9), frame(400));
             let word = |index: usize| WORDS + 0x100 + index as u64 * 8;
             thread::scope(|scope| {
@@ -199,11 +210,11 @@ fn e075_zaps_and_writes_of_the_host_go_on_beside_accesses() {
                             switch(cpu, round / 8);
                         }
                         let found = read(cpu, PAGES + (9 << 12));
-                        assert!(found == one || found == other, "{policy}: {found:#x}");
-                        assert_eq!(read(cpu, PAGES + (10 << 12)), frame(10), "{policy}");
+                        assert!(found == one || found == other, "{kind:?}: {found:#x}");
+                        assert_eq!(read(cpu, PAGES + (10 << 12)), frame(10), "{kind:?}");
                         // Nobody else stores there: what was stored is what is found.
                         store(cpu, word(index), round);
-                        assert_eq!(load(cpu, word(index)), round, "{policy}");
+                        assert_eq!(load(cpu, word(index)), round, "{kind:?}");
                     }
                 });
                 host.join().unwrap();
@@ -219,7 +230,7 @@ fn e075_zaps_and_writes_of_the_host_go_on_beside_accesses() {
 #[test]
 fn a_run_is_stopped_and_watched_from_another_thread() {
     apart(|| {
-        let vm = machine(Policy::Lru(3), 64);
+        let vm = machine(KINDS[3], 64);
         let program: Vec<Op> = (0..40_000)
             .flat_map(|round| [Op::new(OpKind::WriteCr3, ROOTS[round % 2]), Op::new(OpKind::Read, PAGES)])
             .collect();
@@ -252,7 +263,7 @@ fn a_run_is_stopped_and_watched_from_another_thread() {
 #[test]
 fn e016_a_memslot_that_is_added_while_vcpus_run_is_there_for_all_of_them() {
     apart(|| {
-        let vm = machine(Policy::Lru(3), 64);
+        let vm = machine(KINDS[3], 64);
         let (page, late) = (7, 64 << 20);
         poke(&vm, TABLE + page * 8, late | USED);
         thread::scope(|scope| {

@@ -18,6 +18,16 @@ impl HandshakeOrder for WaitRelaxed {
     const WAIT: Ordering = Ordering::Relaxed;
 }
 
+enum RequestRelaxed {}
+impl HandshakeOrder for RequestRelaxed {
+    const REQUEST: Ordering = Ordering::Relaxed;
+}
+
+enum TakeRelaxed {}
+impl HandshakeOrder for TakeRelaxed {
+    const TAKE: Ordering = Ordering::Relaxed;
+}
+
 const FLUSH: u32 = 8;
 
 /// P3: the flusher finds the vCPU inside and waits; then it sees what the access stored (here plain data).
@@ -62,9 +72,9 @@ fn flush_is_late<O: HandshakeOrder + Sync>() {
 }
 
 /// Who takes a request sees why it was raised.
-fn request_is_taken() {
+fn request_is_taken<O: HandshakeOrder + Sync>() {
     apart(|| {
-        let (reason, mode) = (Plain::new(), GuestMode::<KvmHandshake>::new());
+        let (reason, mode) = (Plain::new(), GuestMode::<O>::new());
         let requester = || {
             reason.write(1);
             mode.request(FLUSH);
@@ -89,7 +99,7 @@ fn p3_a_flush_that_came_late_sees_it_too() {
 
 #[test]
 fn p5_a_request_brings_its_reason() {
-    request_is_taken();
+    request_is_taken::<KvmHandshake>();
 }
 
 #[test]
@@ -114,4 +124,16 @@ fn weak_p3_leave_relaxed_flush_late() {
 #[ignore = "a data race on purpose: make tsan"]
 fn weak_p3_wait_relaxed_flush_late() {
     flush_is_late::<WaitRelaxed>();
+}
+
+#[test]
+#[ignore = "a data race on purpose: make tsan"]
+fn weak_p5_request_relaxed() {
+    request_is_taken::<RequestRelaxed>();
+}
+
+#[test]
+#[ignore = "a data race on purpose: make tsan"]
+fn weak_p5_take_relaxed() {
+    request_is_taken::<TakeRelaxed>();
 }

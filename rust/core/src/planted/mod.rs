@@ -5,7 +5,9 @@
 //! must be reported (the `weak_` tests, which are ignored in every other run: `docs/testing.md`). Who comes first is told by
 //! Relaxed flags, which order nothing.
 
+mod invalidate;
 mod kick;
+mod marks;
 mod publish;
 
 use crate::sync::Backoff;

@@ -1,4 +1,4 @@
-//! The SPTE that makes a frame writable, the link to a table, and the marks of a root, each with what it publishes.
+//! The SPTE that makes a frame writable and the link to a table, each with what it publishes.
 
 use shadow_mmu_planted::{Plain, apart, race};
 
@@ -7,7 +7,8 @@ use crate::{
     shadow::publish::{
         KvmOrder,
         entry::{PublishOrder, WritePermit, publish_table, publish_writable_as, set_accessed_dirty, walk_load_as},
-        marks::{MarkOrder, SyncState},
+        fast_fault::{FastFault, restore_write},
+        harvest::harvest,
     },
     sync::{AtomicU64, Ordering},
 };
@@ -22,19 +23,11 @@ impl PublishOrder for WalkRelaxed {
     const WALK_SPTE: Ordering = Ordering::Relaxed;
 }
 
-enum ClearRelaxed {}
-impl MarkOrder for ClearRelaxed {
-    const CLEAR: Ordering = Ordering::Relaxed;
-}
-
-enum ObserveRelaxed {}
-impl MarkOrder for ObserveRelaxed {
-    const OBSERVE: Ordering = Ordering::Relaxed;
-}
-
 const WRITABLE: u64 = 0x4027;
 const ACCESSED: u64 = 0x20;
 const LINKED: u64 = 0x6827;
+/// MMU-writable, but without W or D.
+const LOGGED: u64 = 0x4425;
 
 /// P1b: the marks (here plain data) come before the SPTE; who walks through it has them.
 fn writable_entry<O: PublishOrder>() {
@@ -90,6 +83,36 @@ fn accessed_entry<O: PublishOrder>() {
     });
 }
 
+/// An entry that a fast page fault or a dirty harvest has changed, Relaxed but by one exchange, still brings what it published.
+fn changed_entry<O: PublishOrder>(protected: u64, change: fn(&AtomicU64), found: u64) {
+    apart(|| {
+        let (marks, spte) = (Plain::new(), AtomicU64::new(0));
+        let fault = || {
+            marks.write(1);
+            publish_writable_as::<O>(&spte, protected, &WritePermit::granted());
+        };
+        let other = || {
+            until(|| spte.load(Ordering::Relaxed) != 0);
+            change(&spte);
+        };
+        let walk = || {
+            until(|| walk_load_as::<O>(&spte) == found);
+            assert_eq!(marks.read(), 1);
+        };
+        race([&fault, &other, &walk]);
+    });
+}
+
+fn restored_entry<O: PublishOrder>() {
+    let restore = |spte: &AtomicU64| assert_eq!(restore_write(spte, LOGGED), FastFault::Fixed(LOGGED | 2));
+    changed_entry::<O>(LOGGED, restore, LOGGED | 2);
+}
+
+fn harvested_entry<O: PublishOrder>() {
+    let harvest = |spte: &AtomicU64| assert!(harvest(spte, || ()));
+    changed_entry::<O>(LOGGED | 0x42, harvest, LOGGED);
+}
+
 /// The entries of a table (here plain data) are in place before the link to it.
 fn linked_table<O: PublishOrder>() {
     apart(|| {
@@ -104,38 +127,6 @@ fn linked_table<O: PublishOrder>() {
         };
         race([&fault, &walk]);
     });
-}
-
-/// P4: the leaves (here plain data) are synced before the root's mark goes; who finds the root clean has them.
-fn clean_root<O: MarkOrder + Sync>(mark: fn(&SyncState<O>), clear: fn(&SyncState<O>)) {
-    apart(|| {
-        let (leaves, root) = (Plain::new(), SyncState::<O>::new());
-        mark(&root);
-        let sync = || {
-            leaves.write(1);
-            clear(&root);
-        };
-        let flush = || {
-            until(|| !root.observe());
-            assert_eq!(leaves.read(), 1);
-        };
-        race([&sync, &flush]);
-    });
-}
-
-fn clean_children<O: MarkOrder + Sync>() {
-    clean_root::<O>(
-        |root| {
-            root.add_unsync_child();
-        },
-        |root| {
-            root.sub_unsync_child();
-        },
-    );
-}
-
-fn clean_page<O: MarkOrder + Sync>() {
-    clean_root::<O>(|page| page.mark_unsync(|| ()), SyncState::clear_unsync);
 }
 
 #[test]
@@ -154,14 +145,18 @@ fn e105_an_accessed_bit_keeps_what_the_entry_published() {
 }
 
 #[test]
-fn p6_who_follows_a_link_has_the_entries() {
-    linked_table::<KvmOrder>();
+fn p8_an_entry_made_writable_again_keeps_what_it_published() {
+    restored_entry::<KvmOrder>();
 }
 
 #[test]
-fn p4_who_finds_the_root_clean_has_the_leaves() {
-    clean_children::<KvmOrder>();
-    clean_page::<KvmOrder>();
+fn p8b_a_harvested_entry_keeps_what_it_published() {
+    harvested_entry::<KvmOrder>();
+}
+
+#[test]
+fn p6_who_follows_a_link_has_the_entries() {
+    linked_table::<KvmOrder>();
 }
 
 #[test]
@@ -214,24 +209,18 @@ fn weak_p6_walk_relaxed() {
 
 #[test]
 #[ignore = "a data race on purpose: make tsan"]
-fn weak_p4_clear_of_the_children_relaxed() {
-    clean_children::<ClearRelaxed>();
+fn weak_p8_spte_store_relaxed() {
+    restored_entry::<StoreRelaxed>();
 }
 
 #[test]
 #[ignore = "a data race on purpose: make tsan"]
-fn weak_p4_test_of_the_children_relaxed() {
-    clean_children::<ObserveRelaxed>();
+fn weak_p8_walk_relaxed() {
+    restored_entry::<WalkRelaxed>();
 }
 
 #[test]
 #[ignore = "a data race on purpose: make tsan"]
-fn weak_p4_clear_of_the_page_relaxed() {
-    clean_page::<ClearRelaxed>();
-}
-
-#[test]
-#[ignore = "a data race on purpose: make tsan"]
-fn weak_p4_test_of_the_page_relaxed() {
-    clean_page::<ObserveRelaxed>();
+fn weak_p8b_walk_relaxed() {
+    harvested_entry::<WalkRelaxed>();
 }
