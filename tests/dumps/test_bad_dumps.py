@@ -177,12 +177,29 @@ def test_a_segment_that_lies_is_refused(opened: Open, lies: dict[str, int], text
     assert refused.value.offset == headers[0 if lies == {"paddr": 0} else 1]
 
 
-def test_a_segment_inside_another_is_seen_behind_one_between(opened: Open) -> None:
-    """The overlap is with a segment that is not its neighbour in the order of addresses."""
-    data = bytes(4 * PAGE)
-    image = ElfImage([Segment(0x1000, data), Segment(0x2000, b"", {}), Segment(0x4000, bytes(PAGE))])
+def test_an_overlap_is_seen_with_a_segment_that_is_no_neighbour(opened: Open) -> None:
+    """In the order of addresses a short segment stands between the long one and the one that contradicts it."""
+    image = ElfImage([Segment(0x1000, bytes(4 * PAGE)), Segment(0x2000, b""), Segment(0x4000, bytes(PAGE))])
+    inside = {"offset": len(image.build()) - 4 * PAGE, "filesz": PAGE, "memsz": PAGE}
+    image.segments = [image.segments[0], Segment(0x2000, b"", inside), image.segments[2]]
     with pytest.raises(DumpError, match="segment 0x4000-0x5000 overlaps 0x1000-0x5000"):
         opened(image.build())
+
+
+@pytest.mark.parametrize("form", ["elf", "lime"])
+def test_more_segments_than_are_held_are_refused(opened: Open, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    monkeypatch.setattr(f"shadow_mmu.dumps.{form}.MAX_SEGMENTS", 4)
+    gpas = [0x1000 * n for n in range(1, 6)]
+    for count in (3, 4, 5):
+        segments = [Segment(gpa, table({})) for gpa in gpas[:count]]
+        # An ELF has one more program header, that of the notes.
+        elf = ElfImage(segments[: count - 1]).build()
+        data = elf if form == "elf" else b"".join(lime_range(one.paddr, one.data) for one in segments)
+        if count <= 4:
+            opened(data, cr3=0x1000)
+        else:
+            with pytest.raises(DumpError, match=r"too many segments|found 5, expected 1 to 4"):
+                opened(data, cr3=0x1000)
 
 
 def test_segments_that_name_the_same_bytes_of_the_file_may_overlap(opened: Open, tmp_path: Path) -> None:

@@ -68,8 +68,6 @@ class PhysicalMemory:
         start, length, offset, place = start[some], length[some], offset[some], place[some]
         if not len(start):
             raise source.error("no memory in the dump", expected="at least one segment that is not empty")
-        if len(start) > MAX_SEGMENTS:
-            raise source.error("too many segments", found=f"{len(start):,}", expected=f"at most {MAX_SEGMENTS:,}")
         _check_bounds(source, start, length, offset, place)
         order = np.lexsort((length, start))
         start, end, offset, place = start[order], (start + length)[order], offset[order], place[order]
