@@ -2,13 +2,19 @@
 
 import json
 import lzma
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shadow_mmu import open_dump
+from shadow_mmu.dumps import Maps
+
 DATA = Path(__file__).parent / "data"
+
+Open = Callable[..., Maps]
 
 
 @dataclass(frozen=True)
@@ -48,3 +54,16 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     lines = unpacked(f"{name}.info_tlb.txt").decode().splitlines()
     facts = json.loads((DATA / f"{name}.json").read_text())
     return RealDump(name, paths["elf"], paths["lime"], tuple(map(_tlb_line, lines)), facts)
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Open:
+    """Return a function that writes bytes to a file, opens it as a dump and lists its maps."""
+
+    def use(data: bytes, **arguments: int) -> Maps:
+        path = tmp_path / "dump"
+        path.write_bytes(data)
+        with open_dump(path) as dump:
+            return dump.maps(**arguments)  # type: ignore[arg-type]
+
+    return use
