@@ -84,17 +84,34 @@ mypy: $(VENV)/.dev
 stubtest: $(VENV)/.dev
 	MYPYPATH=python $(BIN)/stubtest shadow_mmu._native --allowlist tests/stubtest-allowlist.txt
 
+# Where the model checkers leave what they found, a line for each model; `make twins` makes one table of it.
+MODELS := build/models
+
 # Release, for loom explores millions of interleavings; without link-time optimisation, for it is linked often.
 .PHONY: loom
 loom: ## Explore the interleavings of the lock-free protocols, and see their weakened twins fail
+	@mkdir -p $(MODELS) && rm -f $(MODELS)/loom.jsonl
+	MODELS_OUT=$(abspath $(MODELS))/loom.jsonl \
 	RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=$${LOOM_MAX_PREEMPTIONS:-3} \
 	CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
 		cargo test --package shadow-mmu --package shadow-mmu-sync --release --lib --target-dir target/loom models::
 
 .PHONY: explore
 explore: ## Explore the same protocols and their twins without a bound, with the checker of rust/sync
+	@mkdir -p $(MODELS) && rm -f $(MODELS)/explored.jsonl
+	MODELS_OUT=$(abspath $(MODELS))/explored.jsonl \
 	RUSTFLAGS="--cfg explored" CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
 		cargo test --package shadow-mmu --package shadow-mmu-sync --release --lib --target-dir target/explored
+
+$(MODELS)/loom.jsonl: $(RUST_SOURCES)
+	@$(MAKE) --no-print-directory loom
+
+$(MODELS)/explored.jsonl: $(RUST_SOURCES)
+	@$(MAKE) --no-print-directory explore
+
+.PHONY: twins
+twins: $(MODELS)/loom.jsonl $(MODELS)/explored.jsonl $(VENV)/.dev ## Print the table of the weakened twins: which checker caught each, in which execution
+	$(BIN)/python tests/twins/table.py $(MODELS)/loom.jsonl $(MODELS)/explored.jsonl
 
 # Quick to build (profile `sanitize`), each in a folder of its own: the flags are other ones. What they show: docs/testing.md.
 .PHONY: asan

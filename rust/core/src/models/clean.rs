@@ -25,6 +25,8 @@ enum Steps {
     FenceBefore,
     /// An acquire fence after the test.
     FenceAfter,
+    /// The root is marked itself, as a root of level 1 would be: no child of it.
+    OwnMark,
 }
 
 const OLD_LEAF: u64 = 0x5025;
@@ -40,6 +42,10 @@ struct Machine<O> {
 impl<O: PublishOrder + MarkOrder> Machine<O> {
     fn sync(&self) {
         let (grant, _) = self.lock.acquire();
+        if self.root.is_unsync_locked() {
+            withdraw(&self.leaf, 0);
+            self.root.clear_unsync();
+        }
         if self.root.children_locked() != 0 {
             if self.steps == Steps::ClearFirst {
                 self.root.sub_unsync_child();
@@ -70,7 +76,11 @@ impl<O: PublishOrder + MarkOrder> Machine<O> {
 fn p4<O: PublishOrder + MarkOrder + 'static>(steps: Steps) -> Model {
     let machine =
         Machine::<O> { steps, lock: QueuedLock::new(), root: SyncState::new(), leaf: AtomicU64::new(OLD_LEAF) };
-    machine.root.add_unsync_child();
+    if steps == Steps::OwnMark {
+        machine.root.mark_unsync(|| ());
+    } else {
+        machine.root.add_unsync_child();
+    }
     Model::new(machine, [Machine::sync, Machine::flush_and_walk])
 }
 
@@ -83,6 +93,16 @@ fn p4_a_root_seen_clean_has_its_leaves_synced() {
 #[test]
 fn p4_twin_clear_relaxed() {
     breaks("P4 twin, clear Relaxed", STALE, || p4::<ClearRelaxed>(Steps::Right));
+}
+
+#[test]
+fn p4_a_root_that_was_unsync_itself_has_its_leaves_synced() {
+    holds("P4, own mark", || p4::<KvmOrder>(Steps::OwnMark));
+}
+
+#[test]
+fn p4_twin_own_mark_cleared_relaxed() {
+    breaks("P4 twin, own mark cleared Relaxed", STALE, || p4::<ClearRelaxed>(Steps::OwnMark));
 }
 
 #[test]

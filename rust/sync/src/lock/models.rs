@@ -12,8 +12,12 @@ mod ticket;
 mod ttas;
 
 use std::{
+    env,
+    fs::OpenOptions,
+    io::Write,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc as Counter, atomic::AtomicU64 as AtomicCount},
+    time::Instant,
 };
 
 use loom::{cell::UnsafeCell, model::Builder, sync::Arc, thread};
@@ -118,24 +122,36 @@ fn holds(name: &str, model: fn()) {
 
 #[track_caller]
 fn holds_within(preemptions: usize, name: &str, model: fn()) {
+    let start = Instant::now();
     let (executions, outcome) = explore(preemptions, model);
     assert_eq!(outcome, Ok(()), "{name} fails in execution {executions}");
-    report(&format!("{name}: holds in all {executions} executions"));
+    report(name, "holds", &format!("holds in all {executions} executions"), executions, start);
 }
 
 /// The twin fails, with `why` in its message.
 #[track_caller]
 fn breaks(name: &str, why: &str, model: fn()) {
+    let start = Instant::now();
     let (executions, outcome) = explore(PREEMPTIONS, model);
     let message = outcome.expect_err("the weakened twin was not caught");
     assert!(message.contains(why), "{name} fails for another reason: {message}");
-    report(&format!("{name}: caught in execution {executions}"));
+    report(name, "caught", &format!("caught in execution {executions}"), executions, start);
 }
 
-/// Shown by `cargo test -- --nocapture`.
+/// A line for the reader (`cargo test -- --nocapture`), and one of JSON in the file that `MODELS_OUT` names, as the
+/// models of the core leave them.
 #[allow(clippy::print_stdout, reason = "the size of each exploration is what a reader of the run looks for")]
-fn report(line: &str) {
-    println!("{line}");
+fn report(name: &str, kind: &str, text: &str, executions: u64, start: Instant) {
+    let seconds = start.elapsed().as_secs_f64();
+    println!("{name}: {text} ({seconds:.1} s)");
+    if let Some(path) = env::var_os("MODELS_OUT") {
+        let mut file = OpenOptions::new().create(true).append(true).open(path).expect("MODELS_OUT can be written");
+        let line = format!(
+            "{{\"model\": {name:?}, \"kind\": {kind:?}, \"tool\": \"loom\", \"executions\": {executions}, \
+             \"seconds\": {seconds:.3}}}\n"
+        );
+        file.write_all(line.as_bytes()).expect("MODELS_OUT can be written");
+    }
 }
 
 /// Two threads and the one that began them, each once; who comes last finds it free.
