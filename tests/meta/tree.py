@@ -36,7 +36,12 @@ def production(text: str) -> list[str]:
     """Return the lines up to the unit tests at the end of a Rust file."""
     lines = text.splitlines()
     for number, line in enumerate(lines):
-        if line.strip() in {"#[cfg(test)]", "#[cfg(all(test, not(loom)))]"}:
+        # Not an item for tests in the middle of a file, which is indented.
+        if (
+            re.match(r"#\[cfg\((all\()?test\b", line)
+            and number + 1 < len(lines)
+            and re.match(r"mod .*{$", lines[number + 1])
+        ):
             return lines[:number]
     return lines
 
