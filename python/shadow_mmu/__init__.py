@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from shadow_mmu.recording import Recording, load_recording
     from shadow_mmu.replay import replay_recording
     from shadow_mmu.report import ReplayReport, ReplayResult
-    from shadow_mmu.stats import LockStats, RunReport, ShadowPage, Stats
+    from shadow_mmu.stats import LockStats, LockUser, LongestUse, RunReport, ShadowPage, Stats
     from shadow_mmu.types import Memslot, MmioExit, OpFlag, OpKind, OutcomeCode, TraceKind
     from shadow_mmu.vm import Memory, Vm
 
@@ -54,6 +54,8 @@ __all__ = [
     "GuestEvent",
     "GuestMemoryError",
     "LockStats",
+    "LockUser",
+    "LongestUse",
     "Memory",
     "MemoryDump",
     "MemoryRangeError",
@@ -118,7 +120,7 @@ _HOMES = {
     "recording": ("Recording", "load_recording"),
     "replay": ("replay_recording",),
     "report": ("ReplayReport", "ReplayResult"),
-    "stats": ("LockStats", "RunReport", "ShadowPage", "Stats"),
+    "stats": ("LockStats", "LockUser", "LongestUse", "RunReport", "ShadowPage", "Stats"),
     "types": ("MmioExit", "Memslot", "OpFlag", "OpKind", "OutcomeCode", "TraceKind"),
     "vm": ("Memory", "Vm"),
 }

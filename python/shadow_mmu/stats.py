@@ -34,24 +34,72 @@ class Quantiles:
 
 
 @dataclass(frozen=True, slots=True)
+class LongestUse:
+    """The longest wait for, or hold of, the mmu_lock: how long, by which vCPU (``None``: the host), and what for."""
+
+    ns: int
+    vcpu: int | None
+    reason: str
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any] | None) -> Self | None:
+        """Read the dictionary of a machine; ``None`` (nothing was measured) stays ``None``."""
+        return None if found is None else cls(found["ns"], found["vcpu"], found["reason"])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the parts by name."""
+        return {"ns": self.ns, "vcpu": self.vcpu, "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True)
+class LockUser:
+    """One who waits for or holds the mmu_lock at the moment of the look.
+
+    Attributes
+    ----------
+    vcpu : int or None
+        ``None``: the host.
+    phase : {"waiting", "holding", "sharing"}
+        ``sharing``: holding it together with others, which only a reader-writer lock allows.
+    reason : str
+        As in :attr:`LockStats.acquisitions`.
+    ns : int
+        For how long.
+
+    """
+
+    vcpu: int | None
+    phase: str
+    reason: str
+    ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class LockStats:
     """Use of the mmu_lock.
 
     Attributes
     ----------
     acquisitions : Mapping[str, int]
-        By reason: load, free, sync, fault, pte_write, invlpg, zap, host, audit.
+        By reason: load, free, sync, fault, pte_write, invlpg, zap, host, audit; shared ones too.
+    shared : int
+        Acquisitions that were shared: 0 unless the lock is a reader-writer lock (``docs/machine.md`` §12).
     contended : int
         Acquisitions that had to wait.
     wait_ns, hold_ns : Quantiles or None
         How long a vCPU waited for it, and held it; ``None`` unless the machine was made with ``lock_times=True``.
+    longest_wait, longest_hold : LongestUse or None
+        Who waited longest and who held it longest; ``None`` as above, or while nobody took it.
 
     """
 
     acquisitions: Mapping[str, int]
+    shared: int
     contended: int
     wait_ns: Quantiles | None
     hold_ns: Quantiles | None
+    longest_wait: LongestUse | None
+    longest_hold: LongestUse | None
 
     @property
     def total(self) -> int:
@@ -62,9 +110,12 @@ class LockStats:
         """Return the shape that the JSON report uses."""
         return {
             "acquisitions": dict(self.acquisitions),
+            "shared": self.shared,
             "contended": self.contended,
             "wait_ns": self.wait_ns and self.wait_ns.as_dict(),
             "hold_ns": self.hold_ns and self.hold_ns.as_dict(),
+            "longest_wait": self.longest_wait and self.longest_wait.as_dict(),
+            "longest_hold": self.longest_hold and self.longest_hold.as_dict(),
         }
 
 
@@ -160,9 +211,12 @@ class Stats:
             counters=MappingProxyType(dict(found["counters"])),
             lock=LockStats(
                 MappingProxyType(dict(lock["acquisitions"])),
+                lock["shared"],
                 lock["contended"],
                 Quantiles.from_dict(lock["wait_ns"]),
                 Quantiles.from_dict(lock["hold_ns"]),
+                LongestUse.from_dict(lock["longest_wait"]),
+                LongestUse.from_dict(lock["longest_hold"]),
             ),
             cr3=Cr3Stats.from_dict(found["cr3"]),
             cr3_write_ns=Quantiles.from_dict(found["cr3_write_ns"]),

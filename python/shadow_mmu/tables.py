@@ -9,7 +9,7 @@ from rich.table import Table
 from shadow_mmu.report import INVLPG_NOTE, ReplayReport, ReplayResult
 
 if TYPE_CHECKING:
-    from shadow_mmu.stats import LockStats, Quantiles
+    from shadow_mmu.stats import LockStats, LongestUse, Quantiles
     from shadow_mmu.workloads.runner import KptiReport, KptiResult
 
 _SHOWN: Final = 20
@@ -29,6 +29,12 @@ def _percent(part: int, whole: int) -> str:
 
 def _times(found: "Quantiles | None") -> str:
     return "-" if found is None else f"{found.p50:,} / {found.p99:,} / {found.max:,}"
+
+
+def _longest(found: "LongestUse | None") -> str:
+    if found is None:
+        return "-"
+    return f"{found.ns:,} ({'host' if found.vcpu is None else f'vCPU {found.vcpu}'}, {found.reason})"
 
 
 def _locks(lock: "LockStats", reason: str) -> str:
@@ -57,9 +63,11 @@ _REPLAY_ROWS: Final[Sequence[tuple[str, Callable[[ReplayResult], str]] | None]] 
     None,
     ("mmu_lock acquisitions", lambda r: f"{r.stats.lock.total:,}"),
     *((f"  {name}", _reason(name)) for name in ("load", "free", "sync", "fault", "pte_write", "invlpg", "zap", "host", "audit")),
-    ("  contended", lambda r: f"{r.stats.lock.contended:,}"),
+    ("  shared / contended", lambda r: f"{r.stats.lock.shared:,} / {r.stats.lock.contended:,}"),
     ("  wait ns p50 / p99 / max", lambda r: _times(r.stats.lock.wait_ns)),
     ("  hold ns p50 / p99 / max", lambda r: _times(r.stats.lock.hold_ns)),
+    ("  longest wait ns", lambda r: _longest(r.stats.lock.longest_wait)),
+    ("  longest hold ns", lambda r: _longest(r.stats.lock.longest_hold)),
     None,
     ("page faults fixed / spurious / write-protected", _counter("pf_fixed", "pf_spurious", "pf_emulate")),
     ("shadow pages created / zapped", _counter("mmu_cache_miss", "mmu_shadow_zapped")),
@@ -123,8 +131,11 @@ _KPTI_ROWS: Final[Sequence[tuple[str, Callable[["KptiResult"], str]]]] = (
     ("  load / free / sync", lambda r: " / ".join(_locks(r.stats.lock, name) for name in ("load", "free", "sync"))),
     ("  fault / pte_write / invlpg", lambda r: " / ".join(_locks(r.stats.lock, name) for name in ("fault", "pte_write", "invlpg"))),
     ("  host", lambda r: _locks(r.stats.lock, "host")),
-    ("  contended", lambda r: f"{r.stats.lock.contended:,}"),
+    ("  shared / contended", lambda r: f"{r.stats.lock.shared:,} / {r.stats.lock.contended:,}"),
     ("  wait ns p50 / p99 / max", lambda r: _times(r.stats.lock.wait_ns)),
+    ("  hold ns p50 / p99 / max", lambda r: _times(r.stats.lock.hold_ns)),
+    ("  longest wait ns", lambda r: _longest(r.stats.lock.longest_wait)),
+    ("  longest hold ns", lambda r: _longest(r.stats.lock.longest_hold)),
     ("  wait ns in all", lambda r: "-" if r.stats.lock.wait_ns is None else f"{r.stats.lock.wait_ns.total or 0:,}"),
     ("page faults", lambda r: f"{r.stats.counters['pf_taken']:,}"),
     ("shadow pages created", lambda r: f"{r.stats.counters['mmu_cache_miss']:,}"),

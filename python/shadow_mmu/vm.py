@@ -21,7 +21,7 @@ from shadow_mmu import _native
 from shadow_mmu.errors import ConfigError, MemoryRangeError, ProgramError
 from shadow_mmu.ops import NO_PAGES, OUTCOME, TRACE, Pages, Program, check_pages, validate
 from shadow_mmu.policy import Policy
-from shadow_mmu.stats import RunReport, ShadowPage, Stats
+from shadow_mmu.stats import LockUser, RunReport, ShadowPage, Stats
 from shadow_mmu.types import MAX_GUEST_BYTES, MAX_VCPUS, Memslot
 
 if TYPE_CHECKING:
@@ -223,6 +223,8 @@ class Vm:
         Keep the events of the shadow MMU for :meth:`trace`.
     lock_times : bool
         Measure how long the mmu_lock is held and how long CR3 writes take.
+    lock_watch : bool
+        Let :meth:`lock_users` tell who waits for and who holds the mmu_lock; ``lock_times`` does so too.
 
     Attributes
     ----------
@@ -255,6 +257,7 @@ class Vm:
         maxphyaddr: int = 46,
         trace: bool = False,
         lock_times: bool = False,
+        lock_watch: bool = False,
     ) -> None:
         # What could not be made is closed, and has a repr.
         self._closed = True
@@ -275,6 +278,7 @@ class Vm:
             maxphyaddr=width,
             trace=bool(trace),
             lock_times=bool(lock_times),
+            lock_watch=bool(lock_watch),
             cr3_times=bool(lock_times),
         )
         self._closed = False
@@ -365,6 +369,24 @@ class Vm:
             self._native.add_memslot(slot.gpa, slot.bytes)
             self.memory = Memory(self._native, tuple(sorted((*self.memory.slots, slot), key=lambda one: one.gpa)))
         return slot
+
+    def lock_users(self) -> list[LockUser]:
+        """Return who waits for and who holds the mmu_lock now: vCPUs in order, then the host.
+
+        To be called at any time from any thread, while :meth:`run` works too; it takes no lock.
+
+        Raises
+        ------
+        ConfigError
+            The machine was made without ``lock_watch=True`` and without ``lock_times=True``.
+        ClosedError
+            The machine was closed.
+
+        """
+        users = self._native.lock_users()
+        if users is None:
+            raise ConfigError("the lock of this machine is not watched: expected lock_watch=True when it was made")
+        return [LockUser(*user) for user in users]
 
     def audit(self) -> list[str]:
         """Check the invariants of the shadow MMU (E162) under the mmu_lock; returns one line for each violation."""

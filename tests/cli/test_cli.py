@@ -128,6 +128,42 @@ def test_help_and_version_are_there() -> None:
         assert option in run("replay", "--help").stdout
 
 
+def test_each_policy_is_run_with_each_lock(tiny: Path) -> None:
+    given = ("--policy", "seed", "--policy", "lru:3", "--lock", "ticket", "--lock", "queued", "--json")
+    for arguments in (("replay", tiny, *given), ("run", "kpti", "--switches", 50, *given)):
+        done = run(*arguments)
+        assert done.exit_code == 0, done.output
+        results = json.loads(done.stdout)["results"]
+        assert [(one["policy"], one["lock"]) for one in results] == [
+            ("seed,lock=ticket", "ticket"),
+            ("seed", "queued"),
+            ("lru:3,lock=ticket", "ticket"),
+            ("lru:3", "queued"),
+        ]
+    named = run("replay", tiny, "--policy", "seed,lock=rwlock")
+    assert named.exit_code == 0
+    for text in ("seed,lock=rwlock", "shared / contended", "longest hold ns"):
+        assert text in named.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--lock", "mcs"], "'queued', 'ticket', 'ttas', 'mutex', 'rwlock'"),
+        (["--policy", "seed,lock=mcs"], "no lock 'mcs': expected queued, ticket, ttas, mutex or rwlock"),
+        (["--policy", "seed,lock=ttas", "--lock", "ticket"], "names a lock"),
+        (["--lock", "ttas", "--lock", "ttas"], "given twice"),
+        (["--policy", "seed,speed=9"], "no option 'speed=9'"),
+    ],
+)
+def test_a_wrong_lock_is_refused_with_the_choices(tiny: Path, arguments: list[str], expected: str) -> None:
+    for command in (("replay", tiny), ("run", "kpti")):
+        done = run(*command, *arguments)
+        assert done.exit_code == 2
+        assert expected in " ".join(done.stderr.split())
+        assert done.stdout == ""
+
+
 def test_kpti_compares_policies() -> None:
     done = run(
         "run", "kpti", "--switches", 2000, "--edits", 0.05, "--processes", 2, "--policy", "locked", "--policy", "lru:3"

@@ -3,7 +3,7 @@
 from .constants import GPTE_A, GPTE_P, INDEX, PAGE_SHIFT, PFN_MASK
 from .leaf import set_spte
 from .permissions import has_reserved_bits, leaf_access
-from .roots import has_page
+from .roots import has_page, is_unsync_root
 from .sync import SpteSync, sync_spte
 from .vcpu import Root, Vcpu
 from .vm import SharedState
@@ -24,7 +24,7 @@ def invalidate_address(vm: SharedState, vcpu: Vcpu, root: Root, gva: int) -> Non
     """Sync the one entry that maps ``gva`` below a root, if it may be stale (E063, since 6.4)."""
     if not has_page(root):
         return
-    with vm.lock.take(vcpu, "invlpg"):
+    with vm.lock.take(vcpu, "invlpg", looks=not is_unsync_root(vm, root)):
         page = vm.books.page_at(root.hpa)
         while page.unsync_children:
             child = vm.books.child(page, gva >> (3 + 9 * page.level) & INDEX)
@@ -39,7 +39,7 @@ def _zap_and_refill(vm: SharedState, vcpu: Vcpu, gva: int) -> None:
     """Zap the entry and make it anew at once, as a prefetch would (E063, 4.19 to 6.3); the current root only."""
     if not has_page(vcpu.root):
         return
-    with vm.lock.take(vcpu, "invlpg"):
+    with vm.lock.take(vcpu, "invlpg", looks=not is_unsync_root(vm, vcpu.root)):
         page = vm.books.page_at(vcpu.root.hpa)
         while page.unsync_children:
             child = vm.books.child(page, gva >> (3 + 9 * page.level) & INDEX)

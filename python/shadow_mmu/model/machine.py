@@ -286,7 +286,7 @@ class Machine:
 
     def audit(self) -> list[str]:
         """Check the invariants of C.11 under the lock; each violation starts with the invariant's id."""
-        with self.vm.lock.take(self.vm.vcpus[0], "audit"):
+        with self.vm.lock.take(self.vm.vcpus[0], "audit", looks=True):
             return audit(self.vm)
 
     def shadow_pages(self) -> list[dict[str, Any]]:

@@ -38,9 +38,10 @@ def sync_roots(vm: SharedState, vcpu: Vcpu) -> None:
 
     Without the lock if the root's flags are clear; ``locked``, the kernel before the patch, always takes it.
     """
-    if not has_page(vcpu.root) or (vm.policy.kind != "locked" and not is_unsync_root(vm, vcpu.root)):
+    unsync = is_unsync_root(vm, vcpu.root)
+    if not has_page(vcpu.root) or (vm.policy.kind != "locked" and not unsync):
         return
-    with vm.lock.take(vcpu, "sync"):
+    with vm.lock.take(vcpu, "sync", looks=not unsync):
         sync_children(vm, vcpu, vm.books.page_at(vcpu.root.hpa))
 
 

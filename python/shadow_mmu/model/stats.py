@@ -16,9 +16,12 @@ def stats(vm: SharedState) -> dict[str, Any]:
         "counters": {name: sum(vcpu.counters[name] for vcpu in vm.vcpus) for name in COUNTERS},
         "lock": {
             "acquisitions": {reason: sum(vcpu.locks[reason] for vcpu in vm.vcpus) for reason in LOCK_REASONS},
+            "shared": sum(vcpu.shared_locks for vcpu in vm.vcpus),
             "contended": 0,
             "wait_ns": None,
             "hold_ns": None,
+            "longest_wait": None,
+            "longest_hold": None,
         },
         "cr3": total.as_dict(),
         "cr3_write_ns": None,

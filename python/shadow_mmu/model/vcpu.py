@@ -109,6 +109,7 @@ class Vcpu:
     counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
     locks: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LOCK_REASONS, 0))
     lock_count: int = 0
+    shared_locks: int = 0
     cr3_written: bool = False
     cr3_unsettled: UnsettledCr3Write | None = None
     cr3_stats: Cr3Stats = field(default_factory=Cr3Stats)

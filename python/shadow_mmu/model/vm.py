@@ -21,17 +21,23 @@ TRACE_RECORD: Final = struct.Struct("<BBHIQQ")
 class MmuLock:
     """The mmu_lock as a context manager: counts acquisitions on a vCPU, by reason."""
 
-    __slots__ = ("held",)
+    __slots__ = ("held", "readers")
 
-    def __init__(self) -> None:
+    def __init__(self, *, readers: bool) -> None:
         self.held = False
+        self.readers = readers
+        """Whether several could hold it at once to look (§12)."""
 
-    def take(self, vcpu: Vcpu, reason: str) -> "MmuLock":
-        """Acquire the lock for ``reason``; the result is what ``with`` releases."""
+    def take(self, vcpu: Vcpu, reason: str, *, looks: bool = False) -> "MmuLock":
+        """Acquire the lock for ``reason``; the result is what ``with`` releases.
+
+        ``looks``: nothing will be changed, so a lock that has readers is shared.
+        """
         assert not self.held, f"mmu_lock taken for {reason} while it is held"
         self.held = True
         vcpu.locks[reason] += 1
         vcpu.lock_count += 1
+        vcpu.shared_locks += looks and self.readers
         return self
 
     def __enter__(self) -> None:
@@ -53,7 +59,7 @@ class SharedState:
         self.policy = policy
         self.vcpus = vcpus
         self.books = PageBooks()
-        self.lock = MmuLock()
+        self.lock = MmuLock(readers=policy.lock == "rwlock")
         self.trace: list[bytes] | None = [] if trace else None
 
     def remote_flush(self, vcpu: Vcpu) -> None:

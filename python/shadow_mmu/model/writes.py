@@ -23,11 +23,16 @@ def emulate_translation(vm: SharedState, vcpu: Vcpu, gpa: int) -> None:
 def _track_write(vm: SharedState, vcpu: Vcpu, gpa: int, size: int, *, stores: bool) -> None:
     if not vm.books.indirect_shadow_pages:
         return
+    vcpu.counters["mmu_pte_write"] += 1
+    gfn = gpa >> PAGE_SHIFT
+    if vm.lock.readers and gfn not in vm.books.write_track:
+        with vm.lock.take(vcpu, "pte_write", looks=True):
+            if not vm.books.indirect_pages(gfn):
+                return
     with vm.lock.take(vcpu, "pte_write"):
-        vcpu.counters["mmu_pte_write"] += 1
         zap_list: ZapList = []
         flush = False
-        for page in vm.books.indirect_pages(gpa >> PAGE_SHIFT):
+        for page in vm.books.indirect_pages(gfn):
             if page.invalid:  # zapped by an earlier turn of this loop
                 continue
             misaligned = _is_misaligned(gpa, size)

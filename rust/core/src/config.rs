@@ -177,6 +177,7 @@ impl FromStr for Mutant {
 
 /// Everything that is fixed when a machine is made.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "what to measure and record: independent switches")]
 pub struct VmConfig {
     /// Memslots: first gpa and size in bytes, both page aligned, not overlapping.
     pub slots: Vec<(Gpa, u64)>,
@@ -196,6 +197,8 @@ pub struct VmConfig {
     pub trace: bool,
     /// Time each hold of and wait for the `mmu_lock`.
     pub lock_times: bool,
+    /// Let [`Vm::lock_users`](crate::Vm::lock_users) tell who waits for and who holds the `mmu_lock`; `lock_times` does so too.
+    pub lock_watch: bool,
     /// Time each CR3 write together with the requests and the load that it causes.
     pub cr3_times: bool,
     /// A rule to switch off; needs the cargo feature `mutants`.
@@ -214,6 +217,7 @@ impl Default for VmConfig {
             maxphyaddr: 46,
             trace: false,
             lock_times: false,
+            lock_watch: false,
             cr3_times: false,
             mutant: Mutant::None,
         }

@@ -106,6 +106,6 @@ pub use self::{
     op::{Op, OpKind, Outcome},
     replay::{ReplayMode, ReplayOptions, ReplayReport, replay},
     run::{Control, RunOptions, RunReport, run},
-    stats::{Counters, LockReason, Stats},
+    stats::{Counters, LockReason, LockUser, Stats},
     vm::{Cpu, Vm},
 };

@@ -2,7 +2,11 @@
 //!
 //! KVM: `struct kvm_vm_stat`, `struct kvm_vcpu_stat` (E164).
 
+mod lock;
+
 use hdrhistogram::Histogram;
+
+pub use self::lock::{LockPhase, LockReason, LockStats, LockTimes, LockUser, Longest};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
@@ -66,38 +70,6 @@ counters! {
     remote_tlb_flush_requests,
 }
 
-/// Why the `mmu_lock` was taken.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(usize)]
-pub enum LockReason {
-    /// Allocating a root.
-    Load,
-    /// Releasing roots.
-    Free,
-    /// Syncing a root's children.
-    Sync,
-    /// A page fault.
-    Fault,
-    /// An emulated guest write to a table.
-    PteWrite,
-    /// INVLPG, or the invalidation that goes with an injected fault.
-    Invlpg,
-    /// The host zaps a frame's shadow pages.
-    Zap,
-    /// The host writes guest memory.
-    Host,
-    /// An audit.
-    Audit,
-}
-
-impl LockReason {
-    /// How many reasons there are.
-    pub const COUNT: usize = 9;
-    /// Their names, in the order of the discriminants.
-    pub const NAMES: [&'static str; Self::COUNT] =
-        ["load", "free", "sync", "fault", "pte_write", "invlpg", "zap", "host", "audit"];
-}
-
 /// A histogram of nanoseconds, from 1 ns to a minute, three digits.
 #[derive(Clone, Debug, Default)]
 pub struct Nanos {
@@ -148,51 +120,6 @@ impl Nanos {
             max: histogram.max(),
             total: self.total,
         })
-    }
-}
-
-/// Use of the `mmu_lock` by one vCPU, or by all.
-#[derive(Clone, Debug, Default)]
-pub struct LockStats {
-    /// Acquisitions, indexed by [`LockReason`].
-    pub acquisitions: [u64; LockReason::COUNT],
-    /// Acquisitions that had to wait.
-    pub contended: u64,
-    /// Waits and holds, where [`VmConfig::lock_times`](crate::VmConfig::lock_times) asked for them.
-    pub times: Option<Box<LockTimes>>,
-}
-
-/// Durations of waits for and holds of the `mmu_lock`.
-#[derive(Clone, Debug, Default)]
-pub struct LockTimes {
-    /// From asking to having.
-    pub wait: Nanos,
-    /// From having to releasing.
-    pub hold: Nanos,
-}
-
-impl LockStats {
-    /// Statistics with or without durations.
-    pub fn new(times: bool) -> Self {
-        Self { times: times.then(Box::default), ..Self::default() }
-    }
-
-    /// Acquisitions over all reasons.
-    pub fn total(&self) -> u64 {
-        self.acquisitions.iter().sum()
-    }
-
-    /// Adds another vCPU's.
-    pub fn add(&mut self, other: &LockStats) {
-        for (mine, theirs) in self.acquisitions.iter_mut().zip(other.acquisitions) {
-            *mine += theirs;
-        }
-        self.contended += other.contended;
-        if let Some(theirs) = &other.times {
-            let mine = self.times.get_or_insert_default();
-            mine.wait.add(&theirs.wait);
-            mine.hold.add(&theirs.hold);
-        }
     }
 }
 

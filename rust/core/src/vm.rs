@@ -15,7 +15,7 @@ use crate::{
     role::PageRole,
     run::{Control, MAX_WORK, work},
     shadow::{arena::ShadowArena, page::SpLocked},
-    stats::{LockReason, Stats, VcpuStats},
+    stats::{LockReason, LockUser, Stats, VcpuStats},
     trace::TraceRecord,
     vcpu::{
         Vcpu,
@@ -212,7 +212,7 @@ impl Vm {
     /// Checks every invariant, the caller having taken every vCPU; ends early if `stop` says so.
     pub(crate) fn audit_with(&self, cpus: &[Cpu<'_>], stop: &dyn Fn() -> bool) -> Vec<Violation> {
         let views: Vec<_> = cpus.iter().map(|cpu| cpu.vcpu.view(&self.shared)).collect();
-        self.shared.lock(&mut self.host.lock(), LockReason::Audit).audit(&views, stop)
+        self.shared.lock_shared(&mut self.host.lock(), LockReason::Audit).view().audit(&views, stop)
     }
 
     /// Statistics, all vCPUs at rest.
@@ -235,6 +235,12 @@ impl Vm {
             shadow_pages_peak: state.pages.peak(),
             shadow_bytes_peak: state.pages.peak() * page_bytes + state.pages.recorded() * PAGE_SIZE,
         })
+    }
+
+    /// Who waits for the `mmu_lock` and who holds it at this moment: at any time, from any thread, without taking a lock.
+    /// `None` unless the machine was made with [`lock_watch`](VmConfig::lock_watch) or [`lock_times`](VmConfig::lock_times).
+    pub fn lock_users(&self) -> Option<Vec<LockUser>> {
+        self.shared.lock_users()
     }
 
     /// Every shadow page in use.
@@ -281,7 +287,7 @@ impl Vm {
     /// [`Error::Busy`] while a vCPU is driven.
     pub fn take_trace(&self) -> Result<Vec<TraceRecord>> {
         let _cpus = self.all_cpus()?;
-        Ok(self.shared.peek().trace.as_mut().map(core::mem::take).unwrap_or_default())
+        Ok(self.shared.peek_mut().trace.as_mut().map(core::mem::take).unwrap_or_default())
     }
 }
 

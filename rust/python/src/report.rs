@@ -6,7 +6,7 @@ use pyo3::{
 };
 use shadow_mmu::{
     ReplayReport, RunReport, SpId, Stats,
-    stats::{Counters, Cr3Stats, LockReason, LockStats, Nanos, Quantiles, VcpuStats},
+    stats::{Counters, Cr3Stats, LockReason, LockStats, LockUser, Longest, Nanos, Quantiles, VcpuStats},
     vm::ShadowPageInfo,
 };
 
@@ -30,10 +30,32 @@ fn durations<'py>(py: Python<'py>, nanos: Option<&Nanos>) -> PyResult<Option<Bou
 fn lock<'py>(py: Python<'py>, lock: &LockStats) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     dict.set_item("acquisitions", named(py, &LockReason::NAMES, &lock.acquisitions)?)?;
+    dict.set_item("shared", lock.shared)?;
     dict.set_item("contended", lock.contended)?;
     dict.set_item("wait_ns", durations(py, lock.times.as_ref().map(|times| &times.wait))?)?;
     dict.set_item("hold_ns", durations(py, lock.times.as_ref().map(|times| &times.hold))?)?;
+    dict.set_item("longest_wait", longest(py, lock.times.as_ref().and_then(|times| times.longest_wait))?)?;
+    dict.set_item("longest_hold", longest(py, lock.times.as_ref().and_then(|times| times.longest_hold))?)?;
     Ok(dict)
+}
+
+fn longest(py: Python<'_>, longest: Option<Longest>) -> PyResult<Option<Bound<'_, PyDict>>> {
+    let dict = |Longest { nanos, vcpu, reason }: Longest| {
+        let dict = PyDict::new(py);
+        dict.set_item("ns", nanos)?;
+        dict.set_item("vcpu", vcpu)?;
+        dict.set_item("reason", reason.name())?;
+        Ok(dict)
+    };
+    longest.map(dict).transpose()
+}
+
+/// One who waits for or holds the lock: vCPU or None, phase, reason, nanoseconds.
+pub(crate) type LockUse = (Option<usize>, &'static str, &'static str, u64);
+
+/// Who waits for and who holds the lock.
+pub(crate) fn lock_users(users: &[LockUser]) -> Vec<LockUse> {
+    users.iter().map(|user| (user.vcpu, user.phase.name(), user.reason.name(), user.nanos)).collect()
 }
 
 fn cr3<'py>(py: Python<'py>, cr3: &Cr3Stats) -> PyResult<Bound<'py, PyDict>> {

@@ -39,10 +39,11 @@ pub(crate) struct Vm {
 #[pymethods]
 impl Vm {
     #[new]
-    #[pyo3(signature = (*, slots, vcpus, policy, tlb_entries, maxphyaddr, trace, lock_times, cr3_times, lock="queued", link="mark-first", mutant=None))]
+    #[pyo3(signature = (*, slots, vcpus, policy, tlb_entries, maxphyaddr, trace, lock_times, cr3_times, lock="queued", link="mark-first", lock_watch=false, mutant=None))]
     #[expect(
         clippy::too_many_arguments,
         clippy::needless_pass_by_value,
+        clippy::fn_params_excessive_bools,
         reason = "keyword arguments of a Python constructor"
     )]
     fn new(
@@ -57,6 +58,7 @@ impl Vm {
         cr3_times: bool,
         lock: &str,
         link: &str,
+        lock_watch: bool,
         mutant: Option<&str>,
     ) -> PyResult<Self> {
         let refuse = |error| errors::from_core(py, &error);
@@ -71,6 +73,7 @@ impl Vm {
             maxphyaddr: u8::try_from(maxphyaddr.0).unwrap_or(u8::MAX),
             trace,
             lock_times,
+            lock_watch,
             cr3_times,
             mutant: mutant.unwrap_or("none").parse().map_err(refuse)?,
         };
@@ -209,6 +212,11 @@ impl Vm {
     /// Counters and lock statistics of a machine at rest.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         report::stats(py, &self.machine.core(py, CoreVm::stats)?)
+    }
+
+    /// Who waits for and who holds the `mmu_lock` now, from any thread; None if that is not watched.
+    fn lock_users(&self, py: Python<'_>) -> PyResult<Option<Vec<report::LockUse>>> {
+        self.machine.core(py, |vm| Ok(vm.lock_users().map(|users| report::lock_users(&users))))
     }
 
     /// Check every invariant that applies; the violations as text.

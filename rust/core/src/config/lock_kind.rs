@@ -34,6 +34,11 @@ impl LockKind {
     pub const fn name(self) -> &'static str {
         Self::ALL[self as usize].0
     }
+
+    /// Whether several can hold it at once to look.
+    pub const fn has_readers(self) -> bool {
+        matches!(self, LockKind::RwLock)
+    }
 }
 
 impl fmt::Display for LockKind {

@@ -9,7 +9,7 @@ use core::fmt;
 
 use rustc_hash::FxHashMap;
 
-use super::{MmuLocked, Requests};
+use super::{MmuView, Requests};
 use crate::{
     addr::{ENTRIES, Gfn, Hpa, SpId, SpteRef},
     shadow::page::{Life, SpLocked},
@@ -59,7 +59,7 @@ impl Findings {
     }
 }
 
-impl MmuLocked<'_> {
+impl MmuView<'_> {
     /// Checks every invariant; ends early, with what it has found so far, once `stop` says so.
     pub(crate) fn audit(&self, vcpus: &[VcpuView], stop: &dyn Fn() -> bool) -> Vec<Violation> {
         let mut findings = Findings::default();

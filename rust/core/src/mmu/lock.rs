@@ -5,10 +5,13 @@
 use core::fmt;
 use std::time::Instant;
 
-use shadow_mmu_sys::lock::{self, RawMmuLock, WriteGuard, lock_observed};
+use shadow_mmu_sys::lock::{self, RawMmuLock, ReadGuard, WriteGuard, lock_observed, read_observed};
 
-use super::{MmuCx, MmuState, Shared};
-use crate::{config::LockKind, stats::LockReason};
+use super::{MmuCx, MmuState, Shared, view::MmuView};
+use crate::{
+    config::LockKind,
+    stats::{LockPhase, LockReason, LockUser},
+};
 
 /// The `mmu_lock` and what it protects.
 pub(super) struct MmuLock(lock::MmuLock<MmuState>);
@@ -37,6 +40,16 @@ pub(crate) struct MmuLocked<'a> {
     pub(crate) shared: &'a Shared,
     pub(crate) cx: &'a mut MmuCx,
     pub(crate) state: WriteGuard<'a, MmuState>,
+    reason: LockReason,
+    since: Option<Instant>,
+}
+
+/// The `mmu_lock`, shared with others who only look.
+pub(crate) struct MmuReading<'a> {
+    shared: &'a Shared,
+    cx: &'a mut MmuCx,
+    state: ReadGuard<'a, MmuState>,
+    reason: LockReason,
     since: Option<Instant>,
 }
 
@@ -46,37 +59,94 @@ impl fmt::Debug for MmuLocked<'_> {
     }
 }
 
-impl Shared {
-    /// Takes the `mmu_lock`.
-    pub(crate) fn lock<'a>(&'a self, cx: &'a mut MmuCx, reason: LockReason) -> MmuLocked<'a> {
-        cx.took_lock = true;
-        let stats = &mut cx.stats.lock;
-        stats.acquisitions[reason as usize] += 1;
-        let asked = stats.times.as_ref().map(|_| Instant::now());
-        let (state, contended) = lock_observed(&self.state.0);
-        stats.contended += u64::from(contended);
-        let since = asked.map(|asked| {
-            let now = Instant::now();
-            if let Some(times) = &mut stats.times {
-                times.wait.record((now - asked).as_nanos() as u64);
-            }
-            now
-        });
-        MmuLocked { shared: self, cx, state, since }
+impl fmt::Debug for MmuReading<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MmuReading(vcpu {:?})", self.cx.vcpu)
     }
 }
 
 impl Shared {
+    /// Takes the `mmu_lock`.
+    pub(crate) fn lock<'a>(&'a self, cx: &'a mut MmuCx, reason: LockReason) -> MmuLocked<'a> {
+        let asked = self.ask(cx, reason);
+        let (state, contended) = lock_observed(&self.state.0);
+        let since = self.took(cx, reason, LockPhase::Holding, contended, asked);
+        MmuLocked { shared: self, cx, state, reason, since }
+    }
+
+    /// Takes the `mmu_lock` to look only. A kind that has no readers is taken alone.
+    pub(crate) fn lock_shared<'a>(&'a self, cx: &'a mut MmuCx, reason: LockReason) -> MmuReading<'a> {
+        let asked = self.ask(cx, reason);
+        let (state, contended) = read_observed(&self.state.0);
+        let readers = self.config.lock.has_readers();
+        let phase = if readers { LockPhase::Sharing } else { LockPhase::Holding };
+        let since = self.took(cx, reason, phase, contended, asked);
+        cx.stats.lock.shared += u64::from(readers);
+        MmuReading { shared: self, cx, state, reason, since }
+    }
+
+    fn ask(&self, cx: &mut MmuCx, reason: LockReason) -> Option<Instant> {
+        cx.took_lock = true;
+        cx.stats.lock.acquisitions[reason as usize] += 1;
+        self.watch.as_ref().map(|watch| watch.show(cx, LockPhase::Waiting, reason))
+    }
+
+    fn took(
+        &self,
+        cx: &mut MmuCx,
+        reason: LockReason,
+        phase: LockPhase,
+        contended: bool,
+        asked: Option<Instant>,
+    ) -> Option<Instant> {
+        cx.stats.lock.contended += u64::from(contended);
+        let (asked, watch) = (asked?, self.watch.as_ref()?);
+        let now = watch.show(cx, phase, reason);
+        if let Some(times) = &mut cx.stats.lock.times {
+            times.waited(now - asked, cx.vcpu, reason);
+        }
+        Some(now)
+    }
+
+    fn gives_back(&self, cx: &mut MmuCx, reason: LockReason, since: Option<Instant>) {
+        let (Some(since), Some(watch)) = (since, &self.watch) else { return };
+        if let Some(times) = &mut cx.stats.lock.times {
+            times.held(since.elapsed(), cx.vcpu, reason);
+        }
+        watch.hide(cx);
+    }
+
     /// The locked state of a machine at rest, for those who look at it from outside: no reason, no count.
-    pub(crate) fn peek(&self) -> WriteGuard<'_, MmuState> {
+    pub(crate) fn peek(&self) -> ReadGuard<'_, MmuState> {
+        self.state.0.read()
+    }
+
+    /// As [`peek`](Self::peek), for who takes something away.
+    pub(crate) fn peek_mut(&self) -> WriteGuard<'_, MmuState> {
         self.state.0.write()
+    }
+
+    /// Who waits for and who holds the lock, if that is watched.
+    pub(crate) fn lock_users(&self) -> Option<Vec<LockUser>> {
+        self.watch.as_ref().map(super::watch::LockWatch::users)
+    }
+}
+
+impl MmuReading<'_> {
+    /// What there is to look at.
+    pub(crate) fn view(&self) -> MmuView<'_> {
+        MmuView { shared: self.shared, state: &self.state }
     }
 }
 
 impl Drop for MmuLocked<'_> {
     fn drop(&mut self) {
-        if let (Some(since), Some(times)) = (self.since, &mut self.cx.stats.lock.times) {
-            times.hold.record(since.elapsed().as_nanos() as u64);
-        }
+        self.shared.gives_back(self.cx, self.reason, self.since);
+    }
+}
+
+impl Drop for MmuReading<'_> {
+    fn drop(&mut self) {
+        self.shared.gives_back(self.cx, self.reason, self.since);
     }
 }

@@ -13,11 +13,13 @@ mod roots;
 mod set_spte;
 mod sync;
 mod unsync;
+mod view;
+mod watch;
 mod writes;
 mod zap;
 
 pub use self::audit::Violation;
-pub(crate) use self::{audit::VcpuView, lock::MmuLocked, requests::Requests};
+pub(crate) use self::{audit::VcpuView, lock::MmuLocked, requests::Requests, view::MmuView};
 pub(crate) use self::{
     fault::{FaultOutcome, GuestFault},
     writes::{Stored, TableWrite},
@@ -55,6 +57,8 @@ pub(crate) struct Shared {
     /// Valid indirect shadow pages; an emulated write reads it without the lock (D.3, F-16).
     pub(crate) indirect_shadow_pages: TrackHint,
     state: lock::MmuLock,
+    /// Where waits and holds are timed or watched.
+    watch: Option<watch::LockWatch>,
 }
 
 /// What the `mmu_lock` protects.
@@ -142,6 +146,7 @@ impl Shared {
             health: Health::default(),
             indirect_shadow_pages: TrackHint::default(),
             state: lock::MmuLock::new(config.lock, state),
+            watch: (config.lock_times || config.lock_watch).then(|| watch::LockWatch::new(config.vcpus)),
             config,
         })
     }

@@ -45,7 +45,10 @@ impl Shared {
     /// Tells the MMU of a guest write that was emulated; guest memory holds it already (E143, E144).
     pub(crate) fn track_write(&self, cx: &mut MmuCx, write: TableWrite) {
         if self.indirect_shadow_pages.is_needed_after_store() {
-            self.lock(cx, LockReason::PteWrite).track_write(write);
+            cx.stats.counters.mmu_pte_write += 1;
+            if !self.is_unshadowed_for_sure(cx, write.gpa.gfn()) {
+                self.lock(cx, LockReason::PteWrite).track_write(write);
+            }
         }
     }
 
@@ -78,7 +81,6 @@ impl Shared {
 
 impl MmuLocked<'_> {
     fn track_write(&mut self, write: TableWrite) {
-        self.cx.stats.counters.mmu_pte_write += 1;
         let gfn = write.gpa.gfn();
         let mut flush = false;
         for sp in self.state.pages.valid_indirect(gfn) {

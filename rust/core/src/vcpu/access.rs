@@ -127,7 +127,7 @@ impl Vcpu {
 
     /// The hardware's walk of the shadow tables: the leaf and where it is, `None` at an entry that is not present.
     #[inline]
-    fn hardware_walk(&self, shared: &Shared, gva: Gva) -> Option<(SpteRef, Spte)> {
+    pub(super) fn hardware_walk(&self, shared: &Shared, gva: Gva) -> Option<(SpteRef, Spte)> {
         let mut sp = self.root().shadow_page()?;
         let mut level = shared.arena.header(sp).role().level();
         loop {

@@ -119,7 +119,9 @@ impl Vcpu {
     /// The part of [`sync_roots`](Self::sync_roots) that takes the lock; apart, so that a clean switch has no frame for it.
     #[inline(never)]
     fn sync_root_locked(&mut self, shared: &Shared, root: SpId) {
-        shared.lock(&mut self.cx, LockReason::Sync).sync_children(root);
+        if !shared.is_clean_for_sure(&mut self.cx, root, LockReason::Sync) {
+            shared.lock(&mut self.cx, LockReason::Sync).sync_children(root);
+        }
     }
 
     /// Loads the root for CR3: allocate, sync, flush. KVM: `kvm_mmu_load` (E036).

@@ -65,6 +65,12 @@ impl Vcpu {
         }
         fix_supervisor_write(&mut found, context.rules, kind, flags);
         let root = self.root();
+        if self.seems_mapped(shared, &found, gva, kind, flags)
+            && shared.lock_shared(&mut self.cx, LockReason::Fault).view().is_mapped(root, &found, gva)
+        {
+            self.cx.stats.counters.pf_spurious += 1;
+            return Ok(Handled::Retry);
+        }
         let outcome = shared.lock(&mut self.cx, LockReason::Fault).fetch(root, &found, gva, kind.is_write())?;
         let counters = &mut self.cx.stats.counters;
         match outcome {
@@ -77,6 +83,16 @@ impl Vcpu {
             }
         }
         Ok(Handled::Retry)
+    }
+
+    /// Whether, under a lock that has readers, another vCPU seems to have mapped the same meanwhile: a guess without the lock,
+    /// in a section as below.
+    fn seems_mapped(&self, shared: &Shared, found: &GuestWalk, gva: Gva, kind: AccessKind, flags: AccessFlags) -> bool {
+        let Some(paging) = self.cx.paging.as_ref().filter(|_| shared.config.lock.has_readers()) else { return false };
+        let Some(_section) = shared.modes[self.index].section() else { return false };
+        self.hardware_walk(shared, gva).is_some_and(|(_, spte)| {
+            spte.pfn() == found.gfn.pfn() && paging.rules.shadow().permits(spte.access(), kind, flags)
+        })
     }
 
     /// A fault for the guest, which evicts the translation of its address (SDM vol. 3A, 4.10.4.1; E070).

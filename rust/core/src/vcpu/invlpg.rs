@@ -25,7 +25,9 @@ impl Vcpu {
         }
         match shared.config.policy {
             Policy::Locked | Policy::Seed => {
-                if let Some(root) = self.root().shadow_page() {
+                if let Some(root) = self.root().shadow_page()
+                    && !shared.is_clean_for_sure(&mut self.cx, root, LockReason::Invlpg)
+                {
                     shared.lock(&mut self.cx, LockReason::Invlpg).zap_and_refill(root, gva);
                 }
             }
@@ -42,7 +44,9 @@ impl Vcpu {
 
     /// Syncs the entry for one address under one root: one acquisition of the lock for each root.
     pub(crate) fn invalidate_address(&mut self, shared: &Shared, root: Hpa, gva: Gva) {
-        if let Some(root) = root.shadow_page() {
+        if let Some(root) = root.shadow_page()
+            && !shared.is_clean_for_sure(&mut self.cx, root, LockReason::Invlpg)
+        {
             shared.lock(&mut self.cx, LockReason::Invlpg).sync_address(root, gva);
         }
     }

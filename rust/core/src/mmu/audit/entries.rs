@@ -4,14 +4,14 @@ use super::{Books, Findings, is_valid};
 use crate::{
     access::Access,
     addr::{Gfn, Gpa, PHYS_MASK, SpId, SpteRef},
-    mmu::MmuLocked,
+    mmu::MmuView,
     paging::{PTE_ACCESSED, PTE_DIRTY, PTE_LARGE, PTE_PRESENT, TableMemory, entry_access},
     role::{Directness, PageRole},
     shadow::page::SpLocked,
     spte::Spte,
 };
 
-impl MmuLocked<'_> {
+impl MmuView<'_> {
     /// I1 and I2 (the other halves), I11 to I15.
     pub(super) fn audit_entry(
         &self,

@@ -3,11 +3,11 @@
 use super::{Books, Findings, is_valid};
 use crate::{
     addr::SpId,
-    mmu::MmuLocked,
+    mmu::MmuView,
     shadow::page::{Life, SpLocked},
 };
 
-impl MmuLocked<'_> {
+impl MmuView<'_> {
     /// I2 (one half), I3, I4, I5, I7, I8, I9, I15.
     pub(super) fn audit_page(&self, id: SpId, page: &SpLocked, books: &mut Books, findings: &mut Findings) {
         let sync = self.shared.arena.header(id).sync_state();
