@@ -1,9 +1,9 @@
-"""Each atomic access of the core carries `// ORDERING(tag): why`, and each tag has a row in docs/memory-ordering.md."""
+"""Each atomic access of the core and of the raw locks carries `// ORDERING(tag): why`, and each tag has a row in docs/memory-ordering.md."""
 
 import re
 
 import pytest
-from tests.meta.tree import ROOT, core_sources, production
+from tests.meta.tree import ROOT, core_sources, lock_sources, production
 
 # An access with its order on the same line: `x.load(Ordering::Acquire)`, `x.store(1, O::LEAVE)`, `fence(order)`.
 ACCESS = re.compile(
@@ -33,7 +33,7 @@ def documented_tags() -> set[str]:
 def test_every_atomic_access_of_the_core_says_why_its_order_is_enough() -> None:
     accesses = 0
     bare = []
-    for path in core_sources():
+    for path in (*core_sources(), *lock_sources()):
         lines = production(path.read_text())
         accesses += sum(bool(ACCESS.search(line.split("//")[0])) for line in lines)
         bare += [f"{path.relative_to(ROOT)}:{number}" for number in untagged(lines)]
@@ -42,14 +42,16 @@ def test_every_atomic_access_of_the_core_says_why_its_order_is_enough() -> None:
 
 
 def test_tags_and_rows_are_the_same_set() -> None:
-    tags = {tag for path in core_sources() for listed in TAG.findall(path.read_text()) for tag in listed.split(", ")}
+    sources = (*core_sources(), *lock_sources())
+    tags = {tag for path in sources for listed in TAG.findall(path.read_text()) for tag in listed.split(", ")}
     assert tags == documented_tags()
 
 
 def test_no_access_is_sequentially_consistent() -> None:
     """Loom takes a SeqCst access for AcqRel: only a fence may carry SeqCst."""
     access = re.compile(r"\.(load|store|swap|fetch_\w+|compare_exchange(_weak)?)\(.*SeqCst")
-    found = [str(path) for path in core_sources() if any(access.search(line) for line in production(path.read_text()))]
+    sources = (*core_sources(), *lock_sources())
+    found = [str(path) for path in sources if any(access.search(line) for line in production(path.read_text()))]
     assert not found
 
 

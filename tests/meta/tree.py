@@ -32,6 +32,14 @@ def core_sources() -> list[Path]:
     return sorted(found)
 
 
+def lock_sources() -> list[Path]:
+    """Return the sources of the raw locks, without their models and tests."""
+    lock = ROOT / "rust/sync/src/lock"
+    found = [path for path in lock.rglob("*.rs") if not {"models", "tests"} & {*path.parts, path.stem}]
+    assert found, f"no Rust sources under {lock}"
+    return sorted(found)
+
+
 def production(text: str) -> list[str]:
     """Return the lines up to the unit tests at the end of a Rust file."""
     lines = text.splitlines()

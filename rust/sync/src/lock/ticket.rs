@@ -116,6 +116,7 @@ impl<O: TicketOrder> TicketLock<O> {
     /// How many tickets were drawn.
     #[cfg(all(test, not(any(loom, explored))))]
     pub(super) fn drawn(&self) -> u64 {
+        // ORDERING(mmu-lock-ticket): for tests.
         self.words.0.next.load(Ordering::Relaxed)
     }
 }
