@@ -10,6 +10,7 @@
 //! A thread of a model is run many times: it shares atomics only, which are made in [`Model::new`]'s state.
 
 mod clean;
+mod cycle;
 mod fast_fault;
 mod harvest;
 mod hint;
