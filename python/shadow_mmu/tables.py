@@ -10,6 +10,7 @@ from shadow_mmu.report import INVLPG_NOTE, ReplayReport, ReplayResult
 
 if TYPE_CHECKING:
     from shadow_mmu.stats import LockStats, LongestUse, Quantiles
+    from shadow_mmu.workloads.churn import ChurnReport
     from shadow_mmu.workloads.runner import KptiReport, KptiResult
 
 _SHOWN: Final = 20
@@ -149,14 +150,28 @@ def print_kpti(report: "KptiReport", out: Console) -> None:
         f"KPTI ping-pong: {report.vcpus} vCPUs, {report.processes} process{'es' if report.processes > 1 else ''} each, "
         f"{report.switches:,} switches each, {report.edits:g} table edits a switch, seed {report.seed}"
     )
+    _print_runs(title, report.results, out)
+
+
+def print_churn(report: "ChurnReport", out: Console) -> None:
+    """Print the table of fork churn or thread churn."""
+    rates = "".join(f", {name.replace('_', ' ')} {value:,g}" for name, value in report.rates)
+    title = (
+        f"{report.workload}: {report.vcpus} vCPUs{rates}, seed {report.seed}: {report.switches:,} switches, "
+        f"{report.meant_faults:,} faults that are meant, in all"
+    )
+    _print_runs(title, report.results, out)
+
+
+def _print_runs(title: str, results: "Sequence[KptiResult]", out: Console) -> None:
     table = Table()
     table.add_column("")
-    for result in report.results:
+    for result in results:
         table.add_column(f"{result.policy}", justify="right")
     for name, show in _KPTI_ROWS:
-        table.add_row(name, *(show(result) for result in report.results))
+        table.add_row(name, *(show(result) for result in results))
     out.print(title)
     out.print(table)
-    for result in report.results:
+    for result in results:
         for violation in result.violations[:_SHOWN]:
             out.print(f"{result.policy}: violation: {violation}", markup=False)

@@ -24,7 +24,7 @@ from shadow_mmu.stats import Quantiles
 from shadow_mmu.tables import console
 
 KEYS = {
-    "workload", "policy", "lock", "vcpus", "work_ns", "switches", "samples", "switches_per_second", "noisy", "void",
+    "workload", "policy", "lock", "link", "vcpus", "work_ns", "switches", "samples", "switches_per_second", "noisy", "void",
     "best_switches_per_second", "rates", "acquisitions_per_switch", "contended_share", "wait_ns", "hold_ns",
     "longest_wait_ns", "over_locked",
 }  # fmt: skip
@@ -64,6 +64,9 @@ def test_the_fast_path_takes_no_lock_and_the_locked_one_takes_it_each_switch() -
     assert (found["repeat"], found["interrupted"]) == (2, False)
     rows = found["rows"]
     assert [set(one) for one in rows] == [KEYS] * len(rows)
+    for one in rows:
+        assert Policy.parse(one["policy"]).lock == one["lock"]
+        one["policy"] = Policy.parse(one["policy"]).name
     cells = [(one["policy"], one["lock"], one["vcpus"]) for one in rows]
     assert cells == [(policy, lock, vcpus) for vcpus in (1, 2) for policy in ("locked", "seed") for lock in LOCK_KINDS]
     for one in rows:

@@ -4,6 +4,7 @@ import json
 
 import click
 
+from shadow_mmu.cli.churn import fork, threads
 from shadow_mmu.cli.common import finish, json_option, policy_option, progress_bar, rate, seed_option, typed_errors
 from shadow_mmu.policy import Policy
 
@@ -11,6 +12,10 @@ from shadow_mmu.policy import Policy
 @click.group()
 def run() -> None:
     """Run a workload on OS threads, one for each vCPU."""
+
+
+for command in (fork, threads):
+    run.add_command(command)
 
 
 @run.command()

@@ -128,7 +128,7 @@ def _short(value: float, _position: int | None = None) -> str:
 
 def _order(rows: "list[ContentionRow]") -> tuple[list[str], list[str]]:
     """Return policies and locks as they first come."""
-    return list(dict.fromkeys(row.policy.name for row in rows)), list(dict.fromkeys(row.policy.lock for row in rows))
+    return list(dict.fromkeys(row.label for row in rows)), list(dict.fromkeys(row.policy.lock for row in rows))
 
 
 def _lines(panel: "Axes", rows: "list[ContentionRow]", every: "list[ContentionRow]") -> None:
@@ -138,7 +138,7 @@ def _lines(panel: "Axes", rows: "list[ContentionRow]", every: "list[ContentionRo
     for p, policy in enumerate(policies):
         for n, lock in enumerate(locks):
             mine = sorted(
-                (row for row in rows if (row.policy.name, row.policy.lock) == (policy, lock)), key=lambda row: row.vcpus
+                (row for row in rows if (row.label, row.policy.lock) == (policy, lock)), key=lambda row: row.vcpus
             )
             panel.plot(
                 # Side by side, so that locks that are equally fast do not hide each other.
@@ -160,7 +160,7 @@ def _bars(panel: "Axes", rows: "list[ContentionRow]", every: "list[ContentionRow
     policies, locks = _order(every)
     wide = 0.8 / len(policies)
     for p, policy in enumerate(policies):
-        mine = [row for row in rows if row.policy.name == policy]
+        mine = [row for row in rows if row.label == policy]
         places = [locks.index(row.policy.lock) + wide * (p - (len(policies) - 1) / 2) for row in mine]
         bars = panel.bar(places, [row.median for row in mine], 0.92 * wide, color=_COLOURS[p % len(_COLOURS)])
         if len(rows) <= _LABELLED_BARS:

@@ -1,8 +1,10 @@
 """What a contention run found: one row for each workload, policy, lock, number of vCPUs and amount of work."""
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from shadow_mmu.policy import LOCK_KINDS
 
 if TYPE_CHECKING:
     from shadow_mmu.policy import Policy
@@ -68,6 +70,11 @@ class ContentionRow:
     void: tuple[str, ...]
 
     @property
+    def label(self) -> str:
+        """The policy without its lock."""
+        return str(replace(self.policy, lock=LOCK_KINDS[0]))
+
+    @property
     def median(self) -> float:
         """Switches a second: the median of the samples, 0 if there is none."""
         return statistics.median(self.rates) if self.rates else 0.0
@@ -81,8 +88,9 @@ class ContentionRow:
         """Return the JSON form."""
         return {
             "workload": self.workload,
-            "policy": self.policy.name,
+            "policy": str(self.policy),
             "lock": self.policy.lock,
+            "link": self.policy.link,
             "vcpus": self.vcpus,
             "work_ns": self.work,
             "switches": self.switches,
@@ -129,13 +137,16 @@ class ContentionReport:
         return not any(row.void for row in self.rows)
 
     def ratio(self, row: ContentionRow) -> float | None:
-        """Return how much faster a row is than policy ``locked`` with the same lock and all else equal.
+        """Return how much faster a row is than policy ``locked`` all else equal, the lock too.
 
         ``None`` if there is no such row, or one of the two is void or noisy.
         """
-        like = (row.workload, row.policy.lock, row.vcpus, row.work)
+
+        def rest(one: ContentionRow) -> tuple[object, ...]:
+            return one.workload, one.policy.lock, one.policy.link, one.vcpus, one.work
+
         for other in self.rows:
-            if other.policy.kind == "locked" and like == (other.workload, other.policy.lock, other.vcpus, other.work):
+            if other.policy.kind == "locked" and rest(other) == rest(row):
                 usable = other.median and not any(one.void or one.noisy for one in (row, other))
                 return row.median / other.median if usable else None
         return None

@@ -40,7 +40,7 @@ def _ratio(report: "ContentionReport", row: "ContentionRow") -> str:
 def _cells(report: "ContentionReport", row: "ContentionRow", group: str) -> list[str]:
     return [
         group,
-        row.policy.name,
+        row.label,
         row.policy.lock,
         "void" if row.void else f"{rate(row.median)} ({rate(row.best)})",
         _ratio(report, row),
