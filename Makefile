@@ -144,6 +144,14 @@ bench: $(VENV)/.dev ## Run the benchmarks and print one table of them all; metho
 	$(BIN)/python benches/table.py $(BENCH) || status=1; \
 	exit $$status
 
+.PHONY: bench-docs
+bench-docs: $(VENV)/.dev ## Put the figures of the last `make bench` into README.md and docs/performance.md, between their marks
+	$(BIN)/python -m benches.publish $(BENCH) README.md docs/performance.md
+
+.PHONY: contend
+contend: $(VENV)/.dev ## Workloads over policies, locks and vCPUs: print the table and draw docs/contention.svg
+	$(BIN)/shadow-mmu contend --plot docs/contention.svg
+
 .PHONY: soak
 soak: $(VENV)/.dev ## Run the long differential tests: a million operations on core and model
 	HYPOTHESIS_PROFILE=soak $(BIN)/pytest tests -m soak --timeout 0

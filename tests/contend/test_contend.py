@@ -247,6 +247,11 @@ def test_the_plot_is_drawn(tmp_path: Path, suffix: str, vcpus: tuple[int, ...]) 
     plots.plot(found, path)
     head = path.read_bytes()[:100]
     assert head.startswith(b"\x89PNG") if suffix == ".png" else b"<?xml" in head
+    if suffix == ".svg":
+        assert "thread churn, g = 1,400 ns" in path.read_text()
+        again = tmp_path / "again.svg"
+        plots.plot(found, again)
+        assert again.read_bytes() == path.read_bytes()
     figure = plots.draw(found)
     assert [panel.get_title() for panel in figure.axes] == [
         f"{name}, g = {work} ns" for name in ("KPTI ping-pong", "thread churn") for work in ("0", "1,400")

@@ -65,8 +65,14 @@ def plot(report: "ContentionReport", path: Path) -> None:
     check_target(path)
     if not any(not row.void for row in report.rows):
         raise ConfigError("no row to draw: expected one at least that is not void")
+    import matplotlib as mpl  # noqa: PLC0415  an extra
+
+    # Letters stay letters, and the same report gives the same file: it may be checked in.
+    metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
     try:
-        draw(report).savefig(path, dpi=_DPI)
+        with mpl.rc_context():
+            mpl.rc("svg", fonttype="none", hashsalt="shadow-mmu")
+            draw(report).savefig(path, dpi=_DPI, metadata=metadata)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
 
