@@ -8,6 +8,7 @@ folder. The names are those of ``TABLES``; a mark of another name, such as the d
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +27,31 @@ def ratio(found: dict[str, Any]) -> str:
 
 
 def every_row(results: Results) -> str:
-    """All rows but those of contention, which have a table of their own."""
-    return markdown(HEAD, [cells(row) for row in all_rows(results) if not row.name.startswith("2 ")])
+    """All rows but those of vCPU threads, which have tables of their own."""
+    own = ("2 ", "3 ", "6 six")
+    return markdown(HEAD, [cells(row) for row in all_rows(results) if not row.name.startswith(own)])
 
 
-def by_work(results: Results, roots: set[str], vcpus: set[int]) -> str:
-    """Fast against locked: a line for each lock, roots and number of vCPUs, a group of columns for each g."""
+def contest(found: dict[str, Any]) -> str:
+    """Fast and locked, median (best), and the ratio of the medians."""
+    return f"{rate(found['fast'])} / {rate(found['locked'])} **{ratio(found)}**"
+
+
+def by_work(results: Results, *, headline: bool) -> str:
+    """Fast against locked: a line for each lock, roots and number of vCPUs, a column for each g."""
     lines: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for found in results.contention.get("contention", []):
-        if found["roots"] in roots and found["vcpus"] in vcpus:
+        if not headline or (found["roots"], found["vcpus"]) == ("own", 2):
             lines.setdefault((found["lock"], found["roots"], found["vcpus"]), []).append(found)
-    works = list(dict.fromkeys(one["work_ns"] for line in lines.values() for one in line))
-    head = ["lock", "roots", "vCPUs", "held ns", "waited ns"]
-    for work in works:
-        head += [f"g = {work} ns: fast", "locked", "ratio"]
-    rows = []
-    for (lock, kind, count), line in lines.items():
-        row = [lock, kind, f"{count}", f"{line[0]['hold_ns']}", f"{line[0]['wait_ns']}"]
-        for one in line:
-            row += [rate(one["fast"]), rate(one["locked"]), f"**{ratio(one)}**"]
-        rows.append(row)
+    works = dict.fromkeys(one["work_ns"] for line in lines.values() for one in line)
+    head = ["lock", "roots", "vCPUs", "held ns", "waited ns", *(f"g = {work} ns" for work in works)]
+    rows = [
+        [lock, roots, f"{vcpus}", f"{line[0]['hold_ns']}", f"{line[0]['wait_ns']}", *map(contest, line)]
+        for (lock, roots, vcpus), line in lines.items()
+    ]
+    if headline:
+        # Two vCPUs with roots of their own, all of them.
+        head, *rows = ([row[0], *row[3:]] for row in (head, *rows))
     return markdown(head, rows)
 
 
@@ -74,8 +80,8 @@ def round_robin(results: Results) -> str:
 
 TABLES: dict[str, Callable[[Results], str]] = {
     "bench": every_row,
-    "contention": lambda results: by_work(results, {"own", "shared"}, {1, 2, 4}),
-    "contention headline": lambda results: by_work(results, {"own"}, {2}),
+    "contention": partial(by_work, headline=False),
+    "contention headline": partial(by_work, headline=True),
     "scaling": scaling,
     "round robin": round_robin,
 }

@@ -26,7 +26,7 @@ from shadow_mmu.tables import console
 KEYS = {
     "workload", "policy", "lock", "link", "vcpus", "work_ns", "switches", "samples", "switches_per_second", "noisy", "void",
     "best_switches_per_second", "rates", "acquisitions_per_switch", "contended_share", "wait_ns", "hold_ns",
-    "longest_wait_ns", "over_locked",
+    "longest_wait", "over_locked",
 }  # fmt: skip
 
 
@@ -47,6 +47,7 @@ def row(policy: str = "seed", **changes: object) -> ContentionRow:
         contended_share=0.0,
         wait_ns=None,
         hold_ns=None,
+        longest_wait=None,
         void=(),
     )
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
@@ -79,6 +80,8 @@ def test_the_fast_path_takes_no_lock_and_the_locked_one_takes_it_each_switch() -
         else:
             assert one["acquisitions_per_switch"] >= 1
             assert one["hold_ns"]["p50"] > 0
+            assert one["longest_wait"]["ns"] >= one["wait_ns"]["p50"]
+            assert one["longest_wait"]["reason"] in {"load", "free", "sync", "fault"}
         assert one["switches_per_second"] > 0
     # Three acquisitions and a flush a switch against none: even on a busy machine this much shows in one thread's best.
     best = {(one["policy"], one["lock"]): one["best_switches_per_second"] for one in rows if one["vcpus"] == 1}

@@ -25,7 +25,7 @@ from shadow_mmu.types import MAX_VCPUS
 from shadow_mmu.vm import Vm, whole
 
 if TYPE_CHECKING:
-    from shadow_mmu.stats import Quantiles
+    from shadow_mmu.stats import LongestUse, Quantiles
 
 _T = TypeVar("_T")
 _MAX_REPEAT: Final = 1000
@@ -144,6 +144,7 @@ class Sample:
     wrong: tuple[str, ...]
     wait_ns: "Quantiles | None" = None
     hold_ns: "Quantiles | None" = None
+    longest_wait: "LongestUse | None" = None
 
 
 def _preemptions() -> int:
@@ -170,7 +171,7 @@ def sample_of(group: Group, policy: Policy, *, timed: bool = False) -> Sample:
         wrong += workload.wrong([np.concatenate(pair) for pair in pairs])[:_SHOWN]
     counts = Counts.between(asked, before, after)
     rate = asked / report.seconds if report.seconds else 0.0
-    return Sample(rate, clean, counts, tuple(wrong), after.lock.wait_ns, after.lock.hold_ns)
+    return Sample(rate, clean, counts, tuple(wrong), after.lock.wait_ns, after.lock.hold_ns, after.lock.longest_wait)
 
 
 @dataclass(slots=True)
@@ -224,6 +225,7 @@ class _Cell:
             contended_share=self.counts.contended / self.counts.acquisitions if self.counts.acquisitions else 0.0,
             wait_ns=None if timed is None else timed.wait_ns,
             hold_ns=None if timed is None else timed.hold_ns,
+            longest_wait=None if timed is None else timed.longest_wait,
             void=tuple(self.void),
         )
 

@@ -8,7 +8,7 @@ from shadow_mmu.policy import LOCK_KINDS
 
 if TYPE_CHECKING:
     from shadow_mmu.policy import Policy
-    from shadow_mmu.stats import Quantiles
+    from shadow_mmu.stats import LongestUse, Quantiles
 
 
 def rate(per_second: float) -> str:
@@ -51,6 +51,8 @@ class ContentionRow:
     wait_ns, hold_ns : Quantiles or None
         How long the mmu_lock was waited for and held, in a run of its own: asking the clock costs some 30 ns each time.
         ``None`` where it was not taken after the warm-up.
+    longest_wait : LongestUse or None
+        Who waited longest in that run, and what for.
     void : tuple of str
         What disagrees with what must be; a row with any has no ratio.
 
@@ -67,6 +69,7 @@ class ContentionRow:
     contended_share: float
     wait_ns: "Quantiles | None"
     hold_ns: "Quantiles | None"
+    longest_wait: "LongestUse | None"
     void: tuple[str, ...]
 
     @property
@@ -103,7 +106,7 @@ class ContentionRow:
             "contended_share": self.contended_share,
             "wait_ns": self.wait_ns and self.wait_ns.as_dict(),
             "hold_ns": self.hold_ns and self.hold_ns.as_dict(),
-            "longest_wait_ns": self.wait_ns and self.wait_ns.max,
+            "longest_wait": self.longest_wait and self.longest_wait.as_dict(),
             "void": list(self.void),
         }
 
