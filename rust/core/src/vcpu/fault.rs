@@ -139,3 +139,101 @@ fn fix_supervisor_write(walk: &mut GuestWalk, rules: PermissionRules, kind: Acce
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        addr::{Gfn, Hpa, Level},
+        config::{LockKind, Policy, VmConfig},
+        mmu::MmuCx,
+        op::Outcome,
+        vcpu::access::Action,
+    };
+
+    const GVA: Gva = Gva::new(0x123);
+    /// Present, writable, user, accessed, dirty.
+    const LEAF: u64 = 0x5067;
+
+    /// PML4 at 0x1000, three tables below it, one page, which the vCPU has read.
+    fn machine(lock: LockKind, leaf: u64) -> (Shared, Vcpu) {
+        let config =
+            VmConfig { slots: vec![(Gpa::new(0), 1 << 20)], policy: Policy::Locked, lock, ..VmConfig::default() };
+        let shared = Shared::new(config).unwrap();
+        let mut host = MmuCx::new(None, &shared.config);
+        for (table, entry) in [(0x1000, 0x2067), (0x2000, 0x3067), (0x3000, 0x4067), (0x4000, leaf)] {
+            shared.host_write_words(&mut host, Gpa::new(table), &[entry]);
+        }
+        let mut vcpu = Vcpu::new(0, &shared.config).unwrap();
+        assert_eq!(vcpu.write_cr3(&shared, 0x1000), Outcome::Ok(0));
+        let read = vcpu.access(&shared, GVA, AccessKind::Read, AccessFlags::USER, Action::Translate);
+        assert_eq!(read, Ok(Outcome::Ok(0x5123)));
+        (shared, vcpu)
+    }
+
+    fn found(shared: &Shared, vcpu: &Vcpu) -> GuestWalk {
+        let paging = vcpu.cx.paging.unwrap();
+        let context = WalkContext {
+            root_level: paging.role.level(),
+            reserved: paging.reserved,
+            rules: paging.rules,
+            keep_write_when_clean: false,
+            leaf_rights_only: false,
+        };
+        walk(&shared.memory, &context, vcpu.regs.cr3, GVA, AccessKind::Read, AccessFlags::USER).unwrap()
+    }
+
+    /// A fault that comes for the lock when the page is mapped already, as after a race with another vCPU: spurious faults,
+    /// acquisitions for faults, shared ones.
+    fn late_fault(lock: LockKind, leaf: u64, kind: AccessKind) -> (u64, u64, u64) {
+        let (shared, mut vcpu) = machine(lock, leaf);
+        let before = vcpu.statistics();
+        let handled = vcpu.handle_page_fault(&shared, GVA, kind, AccessFlags::USER, false);
+        assert_eq!(handled, Ok(Handled::Retry));
+        let after = vcpu.statistics();
+        let fault = LockReason::Fault as usize;
+        (
+            after.counters.pf_spurious - before.counters.pf_spurious,
+            after.lock.acquisitions[fault] - before.lock.acquisitions[fault],
+            after.lock.shared - before.lock.shared,
+        )
+    }
+
+    #[test]
+    fn a_fault_that_another_vcpu_resolved_shares_the_lock_if_it_can() {
+        for (_, lock) in LockKind::ALL {
+            let shared = u64::from(lock == LockKind::RwLock);
+            assert_eq!(late_fault(lock, LEAF, AccessKind::Read), (1, 1, shared), "{lock}");
+            assert_eq!(late_fault(lock, LEAF, AccessKind::Write), (1, 1, shared), "{lock}");
+            // Mapped without W while D was clear: the write has something to do, and takes the lock alone at once.
+            assert_eq!(late_fault(lock, LEAF & !0x40, AccessKind::Write), (0, 1, 0), "{lock}");
+        }
+    }
+
+    #[test]
+    fn only_what_a_fault_would_build_anew_is_mapped() {
+        let (shared, mut vcpu) = machine(LockKind::RwLock, LEAF);
+        let (root, walk) = (vcpu.root(), found(&shared, &vcpu));
+        let mapped = |vcpu: &mut Vcpu, root: Hpa, walk: &GuestWalk, gva: Gva| {
+            shared.lock_shared(&mut vcpu.cx, LockReason::Fault).view().is_mapped(root, walk, gva)
+        };
+        assert!(mapped(&mut vcpu, root, &walk, GVA));
+        assert!(!mapped(&mut vcpu, Hpa::INVALID, &walk, GVA), "no root");
+        assert!(!mapped(&mut vcpu, root, &walk, Gva::new(0x1000)), "another page");
+        let other = GuestWalk { gfn: Gfn::new(6), ..walk };
+        assert!(!mapped(&mut vcpu, root, &other, GVA), "another frame");
+        let mut fewer = walk;
+        fewer.access.remove(Access::EXEC);
+        assert!(!mapped(&mut vcpu, root, &fewer, GVA), "other rights");
+        let mut path = walk;
+        path.parent_access[Level::PT.at()].remove(Access::WRITE);
+        assert!(!mapped(&mut vcpu, root, &path, GVA), "another role on the way");
+        for level in 1..=4 {
+            let mut changed = walk;
+            changed.pte[level] ^= 1 << 52;
+            assert!(!mapped(&mut vcpu, root, &changed, GVA), "the guest changed its entry at level {level}");
+        }
+        shared.lock(&mut vcpu.cx, LockReason::Zap).zap_gfn(Gfn::new(1));
+        assert!(!mapped(&mut vcpu, root, &walk, GVA), "an obsolete root");
+    }
+}

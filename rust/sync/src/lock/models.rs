@@ -93,7 +93,7 @@ impl<L: Lock> Protected<L> {
 
 /// Preemptions of each execution at most.
 const PREEMPTIONS: usize = 3;
-/// The same where two threads spin on one word: with three, loom can let them take turns for ever.
+/// The same where two threads spin on one word (with three, loom can let them take turns for ever), or where three take minutes.
 const FEWER: usize = 2;
 
 fn explore(preemptions: usize, model: fn()) -> (u64, Result<(), String>) {

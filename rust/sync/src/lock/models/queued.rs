@@ -85,7 +85,7 @@ fn a_waiter_without_a_node_gets_it_too() {
 
 #[test]
 fn nodes_are_used_again() {
-    holds("P9-queued nodes again", queueing::<Lock, 2, 2>);
+    holds_within(FEWER, "P9-queued nodes again", queueing::<Lock, 2, 2>);
 }
 
 #[test]
