@@ -251,7 +251,6 @@ fn p1_twin_release_on_the_marks() {
 }
 
 #[test]
-#[cfg_attr(explored, ignore = "the checker refuses SeqCst accesses")]
 fn p1_twin_seqcst_on_the_marks() {
     breaks("P1 twin, SeqCst on the marks", STALE, || p1::<SeqCstOnMarks>(Steps::Right));
 }

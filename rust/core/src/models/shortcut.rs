@@ -125,7 +125,6 @@ fn p1c_twin_leaf_before_its_ancestors() {
 }
 
 #[test]
-#[cfg_attr(explored, ignore = "the checker refuses SeqCst accesses")]
 fn p1c_twin_leaf_first_with_seqcst_everywhere() {
     breaks("P1c twin, leaf first, SeqCst", SKIPPED, || p1c::<AllSeqCst>(Steps::LeafFirst));
 }

@@ -2,7 +2,7 @@
 //!
 //! * Coherence: happens-before and what was read and written agree at each word.
 //! * Atomicity: nothing comes between the two halves of a read-modify-write (`Graph::is_locked`).
-//! * SC: the partial order `psc` of the `SeqCst` fences has no cycle. `SeqCst` accesses are refused.
+//! * SC: the partial order `psc` of the `SeqCst` fences (and accesses: `seqcst`) has no cycle.
 //! * No thin air: the graphs have no cycle of `sb` and `rf` by their making.
 //!
 //! And, beside what may happen, what must not: two accesses of which one is not atomic and one writes, that are not
@@ -13,8 +13,8 @@ use super::{
     clock::{Clock, EventId},
     event::{Action, Event, Word},
     graph::Graph,
+    seqcst::{self, is_access, is_fence},
 };
-use crate::Ordering;
 
 /// More `SeqCst` fences than this in one execution are refused.
 const FENCES: usize = 64;
@@ -59,8 +59,10 @@ pub(super) fn allows(graph: &Graph, changed: &[EventId], rules: Rules) -> bool {
 /// Between fences `psc` is `hb` and `hb; eco; hb`. One event leads to another by `eco` (`rf`, `mo`, `fr` and all they
 /// compose to) exactly if its rank at the word is lower: a write at place `p` has rank `2p`, its readers have `2p + 1`.
 fn psc_is_acyclic(graph: &Graph) -> bool {
-    let fences: Vec<(EventId, &Event)> =
-        graph.events().filter(|(_, event)| matches!(event.action, Action::Fence { order: Ordering::SeqCst })).collect();
+    if graph.events().any(|(_, event)| is_access(event)) {
+        return seqcst::psc_is_acyclic(graph);
+    }
+    let fences: Vec<(EventId, &Event)> = graph.events().filter(|(_, event)| is_fence(event)).collect();
     if fences.len() < 2 {
         return true;
     }

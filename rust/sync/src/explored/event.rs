@@ -108,6 +108,11 @@ pub(super) struct Event {
 }
 
 impl Event {
+    /// Whether it is the first half of a read-modify-write that goes on to write.
+    pub(super) fn writes(&self) -> bool {
+        matches!(self.action, Action::Read { half, .. } if !self.waits() && half.writes(self.value))
+    }
+
     pub(super) fn waits(&self) -> bool {
         matches!(self.action, Action::Read { .. }) && self.source == Source::Waits
     }

@@ -140,12 +140,7 @@ impl Graph {
 
     /// A thread that has done the first half of a read-modify-write only.
     pub(super) fn in_between(&self) -> Option<usize> {
-        (0..self.threads.len()).find(|&thread| {
-            self.last(thread).is_some_and(|event| match event.action {
-                Action::Read { half, .. } => !event.waits() && half.writes(event.value),
-                _ => false,
-            })
-        })
+        (0..self.threads.len()).find(|&thread| self.last(thread).is_some_and(Event::writes))
     }
 
     /// What an event at this position takes over from the one before it.

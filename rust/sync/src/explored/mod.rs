@@ -30,6 +30,7 @@ mod plain;
 mod report;
 mod runner;
 mod search;
+mod seqcst;
 
 #[cfg(test)]
 mod tests;

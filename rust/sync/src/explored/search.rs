@@ -82,8 +82,8 @@ pub struct Exploration {
 /// Explores every execution of a program, until one fails.
 ///
 /// # Panics
-/// If the program cannot be checked: it is not deterministic, waits in a way that changes something, makes an atomic in
-/// a thread, or uses a `SeqCst` access.
+/// If the program cannot be checked: it is not deterministic, waits in a way that changes something, or makes an atomic
+/// in a thread.
 pub fn explore(program: impl FnOnce() -> Program) -> Exploration {
     explore_by(Rules::RC11, program)
 }

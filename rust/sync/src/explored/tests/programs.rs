@@ -38,7 +38,7 @@ fn order(value: &Value) -> Ordering {
         "ACQ" => Ordering::Acquire,
         "REL" => Ordering::Release,
         "ACQ_REL" => Ordering::AcqRel,
-        "SC" => Ordering::SeqCst,
+        "SC" | "SCQ" => Ordering::SeqCst,
         other => panic!("no order {other}"),
     }
 }
