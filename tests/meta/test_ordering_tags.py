@@ -1,8 +1,9 @@
-"""Each atomic access of the core and of the raw locks carries `// ORDERING(tag): why`, and each tag has a row in docs/memory-ordering.md."""
+"""Each atomic access of the core and of the raw locks carries `// ORDERING(tag): why`, and each tag has a section in docs/memory-ordering.md."""
 
 import re
 
 import pytest
+from tests.meta import ordering
 from tests.meta.tree import ROOT, core_sources, lock_sources, production
 
 # An access with its order on the same line: `x.load(Ordering::Acquire)`, `x.store(1, O::LEAVE)`, `fence(order)`.
@@ -26,8 +27,8 @@ def untagged(lines: list[str]) -> list[int]:
 
 
 def documented_tags() -> set[str]:
-    """Return the tags that open a row of the table."""
-    return set(re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "docs/memory-ordering.md").read_text(), re.MULTILINE))
+    """Return the tags that have a section."""
+    return {section.tag for section in ordering.sections(ordering.PAGE.read_text())}
 
 
 def test_every_atomic_access_of_the_core_says_why_its_order_is_enough() -> None:
@@ -41,7 +42,7 @@ def test_every_atomic_access_of_the_core_says_why_its_order_is_enough() -> None:
     assert not bare, "atomic accesses without `// ORDERING(tag): why` above them"
 
 
-def test_tags_and_rows_are_the_same_set() -> None:
+def test_tags_and_sections_are_the_same_set() -> None:
     sources = (*core_sources(), *lock_sources())
     tags = {tag for path in sources for listed in TAG.findall(path.read_text()) for tag in listed.split(", ")}
     assert tags == documented_tags()

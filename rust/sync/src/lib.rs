@@ -3,7 +3,7 @@
 //! * native: `core`'s, in types of the same layout;
 //! * native with the feature `count-sync`: the same, and they count what the calling thread does;
 //! * `--cfg loom`: loom's, so that a model checker runs the production types;
-//! * `--cfg explored`: those of the checker in [`explored`], which has no bound on preemptions.
+//! * `--cfg explored`: those of the checker in `explored`, which has no bound on preemptions.
 //!
 //! Beside them [`lock`]: the raw lock of the `mmu_lock`, an algorithm over these atomics.
 #![cfg_attr(not(loom), forbid(unsafe_code))]
