@@ -1,9 +1,12 @@
 """Policies are read, shown and refused."""
 
+import copy
+import pickle
+
 import pytest
 
 from shadow_mmu import ConfigError, Policy
-from shadow_mmu.policy import with_locks
+from shadow_mmu.policy import LOCK_KINDS, with_locks
 
 CHOICES = r"expected 'locked', 'seed' or 'lru:N' with N = 0..16"
 
@@ -113,6 +116,22 @@ def test_a_policy_given_twice_is_refused() -> None:
 def test_parts_that_do_not_go_together_are_refused(kind: str, previous: int) -> None:
     with pytest.raises(ConfigError, match=r"previous roots|no policy"):
         Policy(kind, previous)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["locked", "lru:7", "seed,lock=rwlock"])
+def test_a_policy_survives_pickling_and_copying(text: str) -> None:
+    policy = Policy.parse(text)
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        back = pickle.loads(pickle.dumps(policy, protocol))  # noqa: S301  our own bytes
+        assert back == policy
+        assert hash(back) == hash(policy)
+    assert copy.deepcopy(policy) == policy
+
+
+def test_policies_with_another_lock_are_other_policies() -> None:
+    policies = with_locks([Policy.seed(), Policy.lru(1)], LOCK_KINDS)
+    assert len(set(policies)) == len(policies) == 10
+    assert Policy.parse("seed,lock=queued") in policies
 
 
 def test_policies_are_values() -> None:
