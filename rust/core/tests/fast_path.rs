@@ -4,14 +4,14 @@
 //! read-modify-write of the facade means none to a line that another vCPU reads.
 #![cfg(feature = "count-sync")]
 
-use shadow_mmu::{AccessFlags, AccessKind, Cpu, Gpa, Gva, Outcome, Policy, Vm, VmConfig};
+use shadow_mmu::{AccessFlags, AccessKind, Cpu, Gpa, Gva, LockKind, Outcome, Policy, Vm, VmConfig};
 use shadow_mmu_sync::count::{self, Counts};
 
 const KERNEL: u64 = 0x10_0000;
 const USER: u64 = 0x10_8000;
 
-fn vm(policy: Policy) -> Vm {
-    let config = VmConfig { slots: vec![(Gpa::new(0), 4 << 20)], vcpus: 2, policy, ..VmConfig::default() };
+fn vm(policy: Policy, lock: LockKind) -> Vm {
+    let config = VmConfig { slots: vec![(Gpa::new(0), 4 << 20)], vcpus: 2, policy, lock, ..VmConfig::default() };
     let vm = Vm::new(config).unwrap();
     for root in [KERNEL, USER] {
         for level in 0..4 {
@@ -28,8 +28,8 @@ fn switch_and_fetch(cpu: &mut Cpu<'_>, cr3: u64) {
 }
 
 /// The counts of one CR3 write once both roots are known.
-fn counted_switch(policy: Policy) -> Counts {
-    let vm = vm(policy);
+fn counted_switch(policy: Policy, lock: LockKind) -> Counts {
+    let vm = vm(policy, lock);
     let mut cpu = vm.cpu(0).unwrap();
     for cr3 in [KERNEL, USER, KERNEL, USER] {
         switch_and_fetch(&mut cpu, cr3);
@@ -44,21 +44,27 @@ fn counted_switch(policy: Policy) -> Counts {
 #[test]
 fn e001_a_clean_fast_switch_has_no_lock_no_rmw_and_no_store() {
     for policy in [Policy::Seed, Policy::Lru(1), Policy::Lru(3), Policy::Lru(16)] {
-        let counts = counted_switch(policy);
-        assert_eq!((counts.locks, counts.rmws, counts.stores), (0, 0, 0), "{policy}: {counts:?}");
-        assert!(counts.loads >= 1, "{policy}: the root was looked at: {counts:?}");
+        for (_, lock) in LockKind::ALL {
+            let counts = counted_switch(policy, lock);
+            assert_eq!((counts.locks, counts.rmws, counts.stores), (0, 0, 0), "{policy}, {lock}: {counts:?}");
+            assert!(counts.loads >= 1, "{policy}, {lock}: the root was looked at: {counts:?}");
+        }
     }
 }
 
 #[test]
 fn the_counting_build_sees_the_locks_of_a_slow_switch() {
-    let counts = counted_switch(Policy::Locked);
-    assert!(counts.locks >= 1 && counts.rmws >= 1, "{counts:?}");
+    for (_, lock) in LockKind::ALL {
+        let counts = counted_switch(Policy::Locked, lock);
+        // The atomics of parking_lot are not the facade's.
+        let own = !matches!(lock, LockKind::Mutex | LockKind::RwLock);
+        assert!(counts.locks >= 1 && (counts.rmws >= 1) == own, "{lock}: {counts:?}");
+    }
 }
 
 #[test]
 fn e057_the_requests_of_a_clean_switch_take_no_lock_either() {
-    let vm = vm(Policy::Lru(3));
+    let vm = vm(Policy::Lru(3), LockKind::Queued);
     let mut cpu = vm.cpu(0).unwrap();
     for cr3 in [KERNEL, USER, KERNEL] {
         switch_and_fetch(&mut cpu, cr3);
