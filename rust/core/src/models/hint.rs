@@ -2,9 +2,11 @@
 
 use shadow_mmu_sync::lock::QueuedLock;
 
+#[cfg(explored)]
+use super::orders::HintAccessesSeqCst;
 use super::{
     Model, STALE, breaks, holds,
-    orders::{HintFencesAcqRel, NoAccountFence, NoHintFences, NoWriteFence},
+    orders::{HintAccessesRelAcq, HintFencesAcqRel, NoAccountFence, NoHintFences, NoWriteFence},
 };
 use crate::{
     shadow::publish::{
@@ -21,6 +23,8 @@ const OLD_LEAF: u64 = 0x5025;
 struct Tracked<O> {
     /// The guest's entry is read before the page is counted.
     read_first: bool,
+    /// The orders of the guest's entry: store and load.
+    entry_orders: (Ordering, Ordering),
     lock: QueuedLock,
     hint: TrackHint<O>,
     guest_entry: AtomicU64,
@@ -29,7 +33,7 @@ struct Tracked<O> {
 
 impl<O: HintOrder> Tracked<O> {
     fn take_over(&self) {
-        if self.guest_entry.load(Ordering::Relaxed) == 0 {
+        if self.guest_entry.load(self.entry_orders.1) == 0 {
             withdraw(&self.leaf, 0);
         }
     }
@@ -47,7 +51,7 @@ impl<O: HintOrder> Tracked<O> {
     }
 
     fn emulate_a_write(&self) {
-        self.guest_entry.store(0, Ordering::Relaxed);
+        self.guest_entry.store(0, self.entry_orders.0);
         if self.hint.is_needed_after_store() {
             let (grant, _) = self.lock.acquire();
             self.take_over();
@@ -58,8 +62,13 @@ impl<O: HintOrder> Tracked<O> {
 
 /// One of the two takes the new value over.
 fn p2<O: HintOrder + 'static>(read_first: bool) -> Model {
+    p2_entry::<O>(read_first, (Ordering::Relaxed, Ordering::Relaxed))
+}
+
+fn p2_entry<O: HintOrder + 'static>(read_first: bool, entry_orders: (Ordering, Ordering)) -> Model {
     let tracked = Tracked::<O> {
         read_first,
+        entry_orders,
         lock: QueuedLock::new(),
         hint: TrackHint::new(),
         guest_entry: AtomicU64::new(1),
@@ -73,6 +82,20 @@ fn p2<O: HintOrder + 'static>(read_first: bool) -> Model {
 #[test]
 fn p2_the_shadower_or_the_writer_sees_the_other() {
     holds("P2", || p2::<KvmOrder>(false));
+}
+
+/// Right too, and not used: loom takes a `SeqCst` access for `AcqRel` and would refuse it.
+#[test]
+#[cfg(explored)]
+fn p2_seqcst_accesses_without_fences_would_do() {
+    holds("P2, SeqCst accesses", || p2_entry::<HintAccessesSeqCst>(false, (Ordering::SeqCst, Ordering::SeqCst)));
+}
+
+#[test]
+fn p2_twin_release_and_acquire_accesses() {
+    breaks("P2 twin, Release and Acquire accesses", STALE, || {
+        p2_entry::<HintAccessesRelAcq>(false, (Ordering::Release, Ordering::Acquire))
+    });
 }
 
 #[test]

@@ -100,6 +100,16 @@ weaken!(HintFencesAcqRel: HintOrder {
     ACCOUNT_FENCE: Option<Ordering> = Some(Ordering::AcqRel), WRITE_FENCE: Option<Ordering> = Some(Ordering::AcqRel)
 });
 
+weaken!(HintAccessesRelAcq: HintOrder {
+    ACCOUNT_FENCE: Option<Ordering> = None, WRITE_FENCE: Option<Ordering> = None,
+    COUNT: Ordering = Ordering::Release, LOOK: Ordering = Ordering::Acquire
+});
+#[cfg(explored)]
+weaken!(HintAccessesSeqCst: HintOrder {
+    ACCOUNT_FENCE: Option<Ordering> = None, WRITE_FENCE: Option<Ordering> = None,
+    COUNT: Ordering = Ordering::SeqCst, LOOK: Ordering = Ordering::SeqCst
+});
+
 // The handshake.
 weaken!(NoEnterFence: HandshakeOrder { ENTER_FENCE: Option<Ordering> = None });
 weaken!(NoKickFence: HandshakeOrder { KICK_FENCE: Option<Ordering> = None });

@@ -11,6 +11,10 @@ pub(crate) trait HintOrder {
     const ACCOUNT_FENCE: Option<Ordering> = Some(Ordering::SeqCst);
     /// Between the store to guest memory and the look at the count.
     const WRITE_FENCE: Option<Ordering> = Some(Ordering::SeqCst);
+    /// The store of a count that goes up.
+    const COUNT: Ordering = Ordering::Relaxed;
+    /// The writer's look at the count.
+    const LOOK: Ordering = Ordering::Relaxed;
 }
 
 impl HintOrder for KvmOrder {}
@@ -35,7 +39,7 @@ impl<O: HintOrder> TrackHint<O> {
     pub(crate) fn account(&self) {
         let pages = self.count_locked() + 1;
         // ORDERING(track-hint): Relaxed and a SeqCst fence before the guest table is read.
-        self.pages.store(pages, Ordering::Relaxed);
+        self.pages.store(pages, O::COUNT);
         if let Some(order) = O::ACCOUNT_FENCE {
             // ORDERING(track-hint): store buffering: SeqCst, pairs with the fence of `is_needed_after_store`.
             fence(order);
@@ -56,7 +60,7 @@ impl<O: HintOrder> TrackHint<O> {
             fence(order);
         }
         // ORDERING(track-hint): Relaxed behind a SeqCst fence.
-        self.pages.load(Ordering::Relaxed) != 0
+        self.pages.load(O::LOOK) != 0
     }
 
     /// The number of indirect shadow pages, lock held.
