@@ -122,6 +122,15 @@ asan: ## Run the Rust tests under AddressSanitizer and LeakSanitizer; planted er
 tsan: ## Run the Rust tests under ThreadSanitizer; every planted weak order must be reported
 	$(PYTHON) tests/sanitizers/stage.py tsan
 
+# The same inside Python, with gcc's runtimes and the module built for them; minutes, so not a stage of the gate.
+.PHONY: asan-python
+asan-python: $(VENV)/.dev ## Run tests of the Python API under AddressSanitizer (needs gcc's libasan)
+	$(BIN)/python -m tests.sanitizers.in_python asan
+
+.PHONY: tsan-python
+tsan-python: $(VENV)/.dev ## Run tests of the Python API under ThreadSanitizer (needs gcc's libtsan)
+	$(BIN)/python -m tests.sanitizers.in_python tsan
+
 .PHONY: count-sync
 count-sync: ## Run the core's tests on the counting sync facade: what the fast path may not do, counted
 	cargo test --package shadow-mmu --package shadow-mmu-sync --package shadow-mmu-sys --features shadow-mmu/count-sync --quiet

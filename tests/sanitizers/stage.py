@@ -26,7 +26,11 @@ REPORT = re.compile(
     r"^(?:=+\d+=+)?(?:ERROR: (?:Address|Leak)Sanitizer|WARNING: ThreadSanitizer|FATAL: \w+Sanitizer)\b.*", re.MULTILINE
 )
 PASSED = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", re.MULTILINE)
-RACE_ON_PLAIN_DATA = r"WARNING: ThreadSanitizer: data race(?s:.*?)shadow_mmu_planted::Plain>?::(?:read|write)"
+RACE_ON_PLAIN_DATA = (
+    r"WARNING: ThreadSanitizer: data race(?s:.*?)"
+    r"(?:shadow_mmu_planted::Plain>?::|#\d+ )(?:read|write)\b[^\n]*planted/src/lib\.rs:"
+)
+"""One side of the race is `Plain::read` or `Plain::write`; some symbolizers name the function only."""
 
 
 @dataclass(frozen=True)
@@ -147,17 +151,22 @@ def environment_of(sanitizer: Sanitizer) -> dict[str, str]:
     return os.environ | flags | options
 
 
-def cargo_test(target_dir: Path) -> list[str]:
-    """Return the command that builds for the host, in a folder of its own.
+def places(target_dir: Path) -> tuple[list[str], Path]:
+    """Return cargo's arguments to build for the host in a folder of its own, and the folder of what is built.
 
     With ``--target`` the flags do not reach build scripts and procedural macros, which the compiler itself loads.
     """
     host = re.search(r"^host: (\S+)$", subprocess.check_output(["rustc", "-vV"], text=True), re.MULTILINE)
     if not host:
         raise StageError("`rustc -vV` names no host")
+    arguments = ["--profile", "sanitize", "--target", host[1], "--target-dir", str(target_dir)]
+    return arguments, target_dir / host[1] / "sanitize"
+
+
+def cargo_test(target_dir: Path) -> list[str]:
+    """Return the command that builds, and runs, the tests of our crates."""
     packages = [word for package in PACKAGES for word in ("--package", package)]
-    places = ["--profile", "sanitize", "--target", host[1], "--target-dir", str(target_dir)]
-    return ["cargo", "test", *packages, *places]
+    return ["cargo", "test", *packages, *places(target_dir)[0]]
 
 
 def build(sanitizer: Sanitizer, target_dir: Path) -> list[Program]:
@@ -254,11 +263,20 @@ def find_planted(sanitizer: Sanitizer, program: Program, name: str) -> None:
     words = sanitizer.words.get(name) or sanitizer.words.get("")
     if words is None:
         raise StageError(f"{program.name}: nobody says what the report of {name} must be")
+    require_report(program.name, name, words, status, output)
+
+
+def require_report(where: str, name: str, words: str, status: int, output: str) -> None:
+    """Look at what a run of an error on purpose came to.
+
+    Raises
+    ------
+    StageError
+        If it did not fail, or not with the report that has these words.
+    """
     if not status or not reports(output) or not re.search(words, output):
         print(output)
-        raise StageError(
-            f"{program.name}: {name} was planted and not reported: exit status {status}, expected {words!r}"
-        )
+        raise StageError(f"{where}: {name} was planted and not reported: exit status {status}, expected {words!r}")
 
 
 def run(sanitizer: Sanitizer, target_dir: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.meta.tree import ROOT
-from tests.sanitizers import stage
+from tests.sanitizers import in_python, stage
 
 RACE = """\
 running 1 test
@@ -42,6 +42,9 @@ def test_passed_tests_count_only_where_none_failed() -> None:
 
 def test_a_planted_race_is_known_by_the_plain_data_and_by_nothing_else() -> None:
     assert re.search(stage.RACE_ON_PLAIN_DATA, RACE)
+    by_gcc = RACE.replace("<shadow_mmu_planted::Plain>::read", "read")
+    assert re.search(stage.RACE_ON_PLAIN_DATA, by_gcc)
+    assert not re.search(stage.RACE_ON_PLAIN_DATA, by_gcc.replace("#1 read", "#1 apart"))
     assert not re.search(stage.RACE_ON_PLAIN_DATA, RACE.replace("shadow_mmu_planted", "std"))
     assert not re.search(stage.RACE_ON_PLAIN_DATA, RACE.replace("data race", "thread leak"))
 
@@ -146,3 +149,22 @@ def test_the_crate_of_errors_is_nobodys_dependency_but_for_tests() -> None:
                 users += 1
                 assert "dev-dependencies" in section, f"{manifest}: {section}"
     assert users >= 1
+
+
+def test_a_missing_runtime_of_gcc_is_told_with_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = in_python.INSIDE["tsan"]
+    gcc = tmp_path / "gcc"
+    gcc.write_text("#!/bin/sh\necho libtsan.so\n")  # what gcc says of a file that it does not have
+    gcc.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    with pytest.raises(stage.StageError, match="libtsan2"):
+        in_python.runtime(inside)
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    with pytest.raises(stage.StageError, match="gcc is needed"):
+        in_python.runtime(inside)
+
+
+def test_a_missing_symbolizer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(stage.StageError, match="llvm-symbolizer"):
+        stage.symbolizer()

@@ -5,11 +5,13 @@ use shadow_mmu::{
     Control, Error, Gpa, Mutant, Policy, Vm, VmConfig,
     stress::{self, Limit, StressConfig, StressReport},
 };
+use shadow_mmu_planted::apart;
 
 fn run(vcpus: usize, policy: Policy, mutant: Mutant, config: &StressConfig) -> Result<StressReport, Error> {
     let slots = vec![(Gpa::new(0), stress::bytes_needed(vcpus))];
     let vm = Vm::new(VmConfig { slots, vcpus, policy, mutant, lock_times: true, ..VmConfig::default() })?;
-    stress::stress(&vm, config, &Control::new())
+    // Apart: see there what ThreadSanitizer could not see otherwise.
+    apart(|| stress::stress(&vm, config, &Control::new()))
 }
 
 fn seconds(seed: u64, seconds: f64) -> StressConfig {
