@@ -161,6 +161,20 @@ bench-docs: $(VENV)/.dev ## Put the figures of the last `make bench` into README
 contend: $(VENV)/.dev ## Workloads over policies, locks and vCPUs: print the table and draw docs/contention.svg
 	$(BIN)/shadow-mmu contend --plot docs/contention.svg
 
+# Two vCPUs have a core each; eight share two, so that a lock's owner may be off its core: its holds are not judged here.
+STRESS := $(BIN)/shadow-mmu stress --save build/stress --policy locked --policy seed --policy lru:3
+EVERY_LOCK := --lock queued --lock ticket --lock ttas --lock mutex --lock rwlock
+
+.PHONY: stress
+stress: $(VENV)/.dev ## Let 2 and 8 vCPUs do everything at once under every policy and kind of lock, each access judged: 20 seconds
+	$(STRESS) $(EVERY_LOCK) --vcpus 2 --seconds 0.65 --audit-every 2000
+	$(STRESS) $(EVERY_LOCK) --vcpus 8 --seconds 0.65 --audit-every 2000 --no-lock-times
+
+.PHONY: stress-long
+stress-long: $(VENV)/.dev ## The same for ten minutes with 2 vCPUs and ten minutes with 8
+	$(STRESS) --vcpus 2 --seconds 200 --model
+	$(STRESS) --vcpus 8 --seconds 200 --model
+
 .PHONY: soak
 soak: $(VENV)/.dev ## Run the long differential tests: a million operations on core and model
 	HYPOTHESIS_PROFILE=soak $(BIN)/pytest tests -m soak --timeout 0

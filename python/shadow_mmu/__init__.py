@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         RecordingError,
         ShadowMemoryError,
         ShadowMmuError,
+        StuckError,
         ThreadError,
         TripleFault,
         UnsupportedModeError,
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from shadow_mmu.replay import replay_recording
     from shadow_mmu.report import ReplayReport, ReplayResult
     from shadow_mmu.stats import LockStats, LockUser, LongestUse, RunReport, ShadowPage, Stats
+    from shadow_mmu.stressing.plan import StressPlan
+    from shadow_mmu.stressing.report import StressReport
+    from shadow_mmu.stressing.runner import stress
     from shadow_mmu.types import Memslot, MmioExit, OpFlag, OpKind, OutcomeCode, TraceKind
     from shadow_mmu.vm import Memory, Vm
 
@@ -78,6 +82,9 @@ __all__ = [
     "ShadowMmuError",
     "ShadowPage",
     "Stats",
+    "StressPlan",
+    "StressReport",
+    "StuckError",
     "ThreadError",
     "TraceKind",
     "TripleFault",
@@ -89,6 +96,7 @@ __all__ = [
     "load_recording",
     "open_dump",
     "replay_recording",
+    "stress",
 ]
 
 _HOMES = {
@@ -110,6 +118,7 @@ _HOMES = {
         "RecordingError",
         "ShadowMemoryError",
         "ShadowMmuError",
+        "StuckError",
         "ThreadError",
         "TripleFault",
         "UnsupportedModeError",
@@ -121,6 +130,9 @@ _HOMES = {
     "replay": ("replay_recording",),
     "report": ("ReplayReport", "ReplayResult"),
     "stats": ("LockStats", "LockUser", "LongestUse", "RunReport", "ShadowPage", "Stats"),
+    "stressing.plan": ("StressPlan",),
+    "stressing.report": ("StressReport",),
+    "stressing.runner": ("stress",),
     "types": ("MmioExit", "Memslot", "OpFlag", "OpKind", "OutcomeCode", "TraceKind"),
     "vm": ("Memory", "Vm"),
 }

@@ -13,6 +13,11 @@ OUTCOME_BYTES: int
 TRACE_BYTES: int
 COUNTER_NAMES: tuple[str, ...]
 LOCK_REASONS: tuple[str, ...]
+MAX_STRESS_VCPUS: int
+STRESS_FIGURES: tuple[str, ...]
+STRESS_RATES: tuple[str, ...]
+
+def stress_bytes(vcpus: int, /) -> int: ...
 
 @final
 class Vcpu:
@@ -93,6 +98,7 @@ class Vm:
         events: Buffer,
         poll: Callable[[int], None] | None = None,
     ) -> dict[str, Any]: ...
+    def stress(self, keywords: dict[str, Any], poll: Callable[[int], None] | None = None, /) -> dict[str, Any]: ...
     def stats(self) -> dict[str, Any]: ...
     def lock_users(self) -> list[tuple[int | None, str, str, int]] | None: ...
     def audit(self) -> list[str]: ...

@@ -20,6 +20,7 @@ __all__ = [
     "RecordingError",
     "ShadowMemoryError",
     "ShadowMmuError",
+    "StuckError",
     "ThreadError",
     "TripleFault",
     "UnsupportedModeError",
@@ -85,6 +86,10 @@ class BrokenError(ShadowMmuError, RuntimeError):
 
     The call in which it happened tells what the panic said; every later one that would change the machine is refused.
     """
+
+
+class StuckError(ShadowMmuError, RuntimeError):
+    """A vCPU of a stress run made no step for too long, which is a bug of this library; the text says what each vCPU was at."""
 
 
 class ProgramError(ShadowMmuError, ValueError):

@@ -63,9 +63,12 @@ def test_unsafe_code_without_a_reason_would_be_seen() -> None:
 
 
 def test_the_bindings_stay_marshalling() -> None:
-    """A binding that decides something grows; the cap makes that visible (architecture, bindings)."""
+    """A binding that decides something grows; the cap makes that visible (architecture, bindings).
+
+    Of these about a fifth copies reports into dictionaries, a tenth is the stress's keywords and report.
+    """
     lines = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "rust/python/src").rglob("*.rs")}
-    assert sum(lines.values()) <= 1250, lines
+    assert sum(lines.values()) <= 1350, lines
 
 
 def test_no_file_names_a_path_of_somebodys_machine() -> None:

@@ -7,6 +7,7 @@ from shadow_mmu.cli.diff import diff
 from shadow_mmu.cli.dumps import maps, walk
 from shadow_mmu.cli.replay import replay
 from shadow_mmu.cli.run import run
+from shadow_mmu.cli.stress import stress
 from shadow_mmu.litmus.cli import litmus
 
 
@@ -16,5 +17,5 @@ def main() -> None:
     """KVM's x86 shadow MMU as a library: replay real guests, run workloads, compare core and model, read dumps."""
 
 
-for command in (replay, run, contend, diff, litmus, maps, walk):
+for command in (replay, run, contend, stress, diff, litmus, maps, walk):
     main.add_command(command)

@@ -44,6 +44,7 @@ static MEMORY_RANGE: Class = Class::new("MemoryRangeError");
 static PAGE_FAULT: Class = Class::new("PageFault");
 static PROGRAM: Class = Class::new("ProgramError");
 static SHADOW_MEMORY: Class = Class::new("ShadowMemoryError");
+static STUCK: Class = Class::new("StuckError");
 static THREAD: Class = Class::new("ThreadError");
 static TRIPLE_FAULT: Class = Class::new("TripleFault");
 static UNSUPPORTED_MODE: Class = Class::new("UnsupportedModeError");
@@ -61,6 +62,7 @@ pub(crate) fn from_core(py: Python<'_>, error: &Error) -> PyErr {
         Error::BadOp { .. } | Error::PageCrossing { .. } | Error::Program { .. } => &PROGRAM,
         Error::Broken | Error::Panic { .. } => &BROKEN,
         Error::Threads { .. } => &THREAD,
+        Error::Stuck { .. } => &STUCK,
         // A bug of the library (no progress), or a variant that these bindings do not know yet.
         _ => &BASE,
     };

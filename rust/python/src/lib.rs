@@ -12,6 +12,7 @@ mod machine;
 mod process;
 mod report;
 mod run;
+mod stress;
 mod vcpu;
 mod vm;
 
@@ -26,6 +27,7 @@ mod _native {
     use shadow_mmu::{
         op::{Op, OutcomeRecord},
         stats::{Counters, LockReason},
+        stress::{Figures, MAX_STRESS_VCPUS, Rates},
         trace::TraceRecord,
     };
 
@@ -33,6 +35,13 @@ mod _native {
     use crate::vcpu::Vcpu;
     #[pymodule_export]
     use crate::vm::Vm;
+
+    /// Bytes of memory that a machine of so many vCPUs needs to be stressed.
+    #[pyfunction]
+    #[pyo3(signature = (vcpus, /))]
+    fn stress_bytes(vcpus: usize) -> u64 {
+        shadow_mmu::stress::bytes_needed(vcpus)
+    }
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -42,6 +51,9 @@ mod _native {
         module.add("OP_BYTES", size_of::<Op>())?;
         module.add("OUTCOME_BYTES", size_of::<OutcomeRecord>())?;
         module.add("TRACE_BYTES", size_of::<TraceRecord>())?;
+        module.add("STRESS_FIGURES", PyTuple::new(py, Figures::NAMES)?)?;
+        module.add("STRESS_RATES", PyTuple::new(py, Rates::NAMES)?)?;
+        module.add("MAX_STRESS_VCPUS", MAX_STRESS_VCPUS)?;
         module.add("COUNTER_NAMES", PyTuple::new(py, Counters::NAMES)?)?;
         module.add("LOCK_REASONS", PyTuple::new(py, LockReason::NAMES)?)
     }

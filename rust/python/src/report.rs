@@ -11,7 +11,7 @@ use shadow_mmu::{
 };
 
 /// `{name: value}` of two parallel sequences.
-fn named<'py>(py: Python<'py>, names: &[&str], values: &[u64]) -> PyResult<Bound<'py, PyDict>> {
+pub(crate) fn named<'py>(py: Python<'py>, names: &[&str], values: &[u64]) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     for (name, value) in names.iter().zip(values) {
         dict.set_item(*name, *value)?;

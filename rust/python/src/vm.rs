@@ -17,7 +17,7 @@ use crate::{
     convert::{Records, Word, plain_bytes},
     errors,
     machine::Machine,
-    report,
+    report, stress,
     vcpu::Vcpu,
 };
 
@@ -207,6 +207,23 @@ impl Vm {
             shadow_mmu::replay(vm, ops.as_slice(), page_slice(pages.as_ref()), marks, options, &stop)
         })?;
         report::replay(py, &driven.result, driven.interrupted)
+    }
+
+    /// Let every vCPU do everything at once, and judge each access. The machine was just made; its memory is overwritten.
+    #[pyo3(signature = (keywords, poll=None, /))]
+    #[expect(clippy::needless_pass_by_value, reason = "arguments of a Python method are owned")]
+    fn stress<'py>(
+        &self,
+        py: Python<'py>,
+        keywords: stress::Keywords,
+        poll: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let config = keywords.config().map_err(|error| errors::from_core(py, &error))?;
+        let control = Arc::new(Control::new());
+        let stop = Arc::clone(&control);
+        let driven =
+            self.machine.driven(py, &control, poll, move |vm| shadow_mmu::stress::stress(vm, &config, &stop))?;
+        stress::report(py, &driven.result, driven.interrupted)
     }
 
     /// Counters and lock statistics of a machine at rest.
