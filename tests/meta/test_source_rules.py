@@ -68,7 +68,7 @@ def test_the_bindings_stay_marshalling() -> None:
     Of these about a fifth copies reports into dictionaries, a tenth is the stress's keywords and report.
     """
     lines = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "rust/python/src").rglob("*.rs")}
-    assert sum(lines.values()) <= 1350, lines
+    assert sum(lines.values()) <= 1400, lines
 
 
 def test_no_file_names_a_path_of_somebodys_machine() -> None:

@@ -116,6 +116,7 @@ def machine(plan: StressPlan, native: Any, mutant: str | None = None) -> _native
         trace=False,
         lock_times=plan.lock_times,
         cr3_times=False,
+        lock_watch=True,
         mutant=mutant,
     )
     return made

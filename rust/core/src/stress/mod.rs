@@ -45,7 +45,7 @@ use crate::{
     error::{Error, Result},
     op::{Op, OpKind, Outcome},
     run::Control,
-    stats::Stats,
+    stats::{LockReason, Longest, Stats},
     vm::{Cpu, Vm},
 };
 
@@ -203,10 +203,14 @@ fn finish(vm: &Vm, actors: Vec<Actor<'_>>, report: &mut StressReport) -> Result<
     report.findings.sort_by_key(|finding| finding.vcpu.is_none());
     report.stats = vm.stats()?;
     for (vcpu, stats) in report.stats.per_vcpu.iter().enumerate() {
-        let hold = stats.lock.times.as_ref().map_or(0, |times| times.hold.quantiles().max);
+        let Some(Longest { nanos: hold, reason, .. }) = stats.lock.times.as_ref().and_then(|times| times.longest_hold)
+        else {
+            continue;
+        };
         report.longest_hold = report.longest_hold.max(hold);
         if u128::from(hold) > MAX_HOLD.as_nanos() {
-            let text = format!("{hold} ns, at most {} are allowed", MAX_HOLD.as_nanos());
+            let reason = LockReason::NAMES[reason as usize];
+            let text = format!("{hold} ns for {reason}, at most {} are allowed", MAX_HOLD.as_nanos());
             report.finding_count += 1;
             report.findings.push(Finding { vcpu: Some(vcpu), what: "lock hold", text });
         }

@@ -111,8 +111,9 @@ fn a_vcpu_that_stops_is_reported_with_what_everybody_is_at() {
 }
 
 #[test]
-fn a_lock_that_is_kept_is_reported_and_the_run_ends_when_it_is_released() {
-    let vm = machine(2, Policy::Lru(3));
+fn a_lock_that_is_kept_is_reported_with_holder_and_waiter_and_the_run_ends_when_it_is_released() {
+    let slots = vec![(Gpa::new(0), bytes_needed(2))];
+    let vm = Vm::new(VmConfig { slots, vcpus: 2, lock_watch: true, ..VmConfig::default() }).unwrap();
     let keep = |vcpu: usize, floor: &threads::Floor<'_>| {
         if vcpu == 0 && floor.clock.steps(0).0 > 500 && !floor.is_over() {
             let mut cx = crate::mmu::MmuCx::new(None, floor.vm.config());
@@ -124,7 +125,9 @@ fn a_lock_that_is_kept_is_reported_and_the_run_ends_when_it_is_released() {
     };
     let config = StressConfig { patience: Duration::from_millis(200), ..steps(1, 1_000_000) };
     let error = stress_with(&vm, &config, &Control::new(), keep).unwrap_err();
-    assert!(matches!(error, Error::Stuck { .. }), "{error}");
+    let Error::Stuck { report } = error else { panic!("{error}") };
+    assert!(report.contains("\nmmu_lock: the host holding for host, for 0."), "{report}");
+    assert!(report.contains("\nmmu_lock: vCPU 1 waiting for "), "{report}");
     assert!(vm.audit().unwrap().is_empty());
 }
 

@@ -15,6 +15,7 @@ use super::threads::Floor;
 use crate::{
     error::{Error, Result},
     op::OpKind,
+    stats::{LockReason, LockUser},
 };
 
 /// Looks made in the time after which a vCPU counts as stuck.
@@ -85,6 +86,15 @@ fn describe(floor: &Floor<'_>, stuck: usize, seen: &[(u64, Instant)], now: Insta
             mode.epoch(),
             mode.pending()
         );
+    }
+    let users = floor.vm.lock_users();
+    if users.is_none() {
+        text += "\nthe mmu_lock is not watched (lock_watch)";
+    }
+    for LockUser { vcpu, phase, reason, nanos } in users.into_iter().flatten() {
+        let who = vcpu.map_or_else(|| "the host".into(), |vcpu| format!("vCPU {vcpu}"));
+        let (reason, seconds) = (LockReason::NAMES[reason as usize], Duration::from_nanos(nanos).as_secs_f64());
+        let _ = write!(text, "\nmmu_lock: {who} {} for {reason}, for {seconds:.1} s", phase.name());
     }
     text
 }
