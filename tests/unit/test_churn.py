@@ -1,5 +1,6 @@
 """Fork churn and thread churn: what their programs do, on threads of the core and, event by event, on core and model."""
 
+import itertools
 import random
 from collections.abc import Callable
 from functools import partial
@@ -149,6 +150,14 @@ def test_threads_share_their_roots_and_signal_each_other() -> None:
         touched = set(one["addr"][(one["kind"] == OpKind.STORE) & (one["addr"] < DIRECT_MAP)].tolist())
         assert flushed - touched, "pages that only other vCPUs touched are flushed too"
         assert {gva >> 21 << 21 for gva in touched if gva >= STACKS} != set()
+    # Each vCPU stores where each other one looks: its mailbox, and the acknowledgement.
+    stored = [
+        set(one["addr"][(one["kind"] == OpKind.STORE) & (one["addr"] >= DIRECT_MAP)].tolist())
+        for one in workload.programs
+    ]
+    looked = [set(one["addr"][one["kind"] == OpKind.READ].tolist()) for one in workload.programs]
+    for sender, receiver in itertools.permutations(range(3), 2):
+        assert len(stored[sender] & looked[receiver]) == 2
     everywhere = [set(one["addr"][one["kind"] == OpKind.LOAD].tolist()) for one in workload.programs]
     assert any(gva >> 21 == USER_DATA >> 21 for gva in set.intersection(*everywhere)), "all read the shared pages"
     alone = thread_churn(vcpus=1, cycles=6)

@@ -4,6 +4,7 @@ matplotlib draws it, and comes with the extra ``plot``.
 """
 
 import importlib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -24,7 +25,7 @@ _COLOURS: Final = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4
 _MARKERS: Final = ("o", "s", "^", "D", "v")
 _DASHES: Final = ("-", "--", "-.", ":", (0, (4, 1, 1, 1, 1, 1)))
 _DPI: Final = 150
-_LABELLED_BARS: Final = 12
+_LABELLED_BARS: Final = 15
 
 
 def check_target(path: Path) -> None:
@@ -51,8 +52,8 @@ def check_target(path: Path) -> None:
 def plot(report: "ContentionReport", path: Path) -> None:
     """Draw a report into a file; void rows are left out.
 
-    With several numbers of vCPUs: lines over them, a colour a policy, a marker and a dash a lock, hollow if a row is noisy. With one: bars, a group a
-    lock.
+    With several numbers of vCPUs: lines over them, a colour a policy, a marker and a dash a lock, hollow if a row is noisy. With
+    one: bars, a group a lock, hatched if noisy.
 
     Raises
     ------
@@ -86,25 +87,24 @@ def draw(report: "ContentionReport") -> "Figure":
     works = sorted({row.work for row in rows})
     lines = len({row.vcpus for row in rows}) > 1
     locks = len({row.policy.lock for row in rows})
-    width = max(4.2 if lines else 1.6 + 0.9 * locks, 4.2)
+    width = 4.2 if lines else max(4.2, 1.6 + 0.9 * locks)
+    # Workloads below each other, amounts of work side by side; of one amount the workloads are.
+    cells = [(workload, work) for workload in workloads for work in works]
+    down, across = (1, len(cells)) if len(works) == 1 else (len(workloads), len(works))
     # No pyplot: a figure of one's own needs no window system and leaves no state behind.
-    figure = Figure(figsize=(1.9 + width * len(works), 0.7 + 3.0 * len(workloads)), layout="constrained")
-    panels = figure.subplots(len(workloads), len(works), squeeze=False, sharex=lines)
-    for across, workload in enumerate(workloads):
-        for down, work in enumerate(works):
-            panel = panels[across][down]
-            shown = [row for row in rows if (row.workload, row.work) == (workload, work)]
-            (_lines if lines else _bars)(panel, shown, rows)
-            panel.set_xlabel("vCPUs" if lines and across == len(workloads) - 1 else "", fontsize=9)
-            panel.set_title(f"{_TITLES[workload]}, g = {work:,} ns", fontsize=10)
-            panel.set_yscale("log")
-            panel.set_ylabel("CR3 switches / s" if down == 0 else "", fontsize=9)
-            panel.yaxis.set_major_formatter(_short)
-            panel.yaxis.set_minor_formatter(_short if _narrow(shown) else "")
-            panel.grid(axis="y", which="both", linewidth=0.4, alpha=0.4)
-            panel.set_axisbelow(True)
-            panel.spines[["top", "right"]].set_visible(False)
-            panel.tick_params(labelsize=8, which="both")
+    figure = Figure(figsize=(1.3 + width * across, 0.7 + 3.2 * down), layout="constrained")
+    for (workload, work), panel in zip(cells, figure.subplots(down, across, squeeze=False).flat, strict=True):
+        shown = [row for row in rows if (row.workload, row.work) == (workload, work)]
+        panel.set_yscale("log" if lines or not _narrow(shown) else "linear")
+        (_lines if lines else _bars)(panel, shown, rows)
+        panel.set_title(f"{_TITLES[workload]}, g = {work:,} ns", fontsize=10)
+        panel.set_ylabel("CR3 switches / s", fontsize=9)
+        panel.yaxis.set_major_formatter(_short)
+        panel.yaxis.set_minor_formatter(_minor if lines and _narrow(shown) else "")
+        panel.grid(axis="y", which="both", linewidth=0.4, alpha=0.4)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=8, which="both")
     _legend(figure, rows, lines=lines)
     left_out = len(report.rows) - len(rows)
     vcpus = "" if lines else f", {rows[0].vcpus} vCPUs"
@@ -117,19 +117,22 @@ def draw(report: "ContentionReport") -> "Figure":
 
 
 def _narrow(rows: "list[ContentionRow]") -> bool:
-    """Tell whether rates span so little that no power of ten may lie between them."""
+    """Tell whether rates span so little that a linear axis shows all, or that no power of ten may lie between them."""
     found = [row.median for row in rows if row.median]
     return not found or max(found) < 20 * min(found)
 
 
 def _short(value: float, _position: int | None = None) -> str:
-    """Write an axis label: 2M, 500k; only 1, 2 and 5 of each power of ten."""
-    if value <= 0 or f"{value:.0e}"[0] not in "125":
-        return ""
+    """Write an axis label: 2M, 500k."""
     for unit, scale in (("M", 1e6), ("k", 1e3)):
         if value >= scale:
             return f"{value / scale:g}{unit}"
     return f"{value:g}"
+
+
+def _minor(value: float, _position: int | None = None) -> str:
+    """Write 2 and 5 of each power of ten only."""
+    return _short(value) if value > 0 and f"{value:.0e}"[0] in "25" else ""
 
 
 def _order(rows: "list[ContentionRow]") -> tuple[list[str], list[str]]:
@@ -159,6 +162,7 @@ def _lines(panel: "Axes", rows: "list[ContentionRow]", every: "list[ContentionRo
             )
     panel.set_xticks(range(len(vcpus)), [f"{count}" for count in vcpus])
     panel.set_xlim(-0.4, len(vcpus) - 0.6)
+    panel.set_xlabel("vCPUs", fontsize=9)
 
 
 def _bars(panel: "Axes", rows: "list[ContentionRow]", every: "list[ContentionRow]") -> None:
@@ -169,10 +173,16 @@ def _bars(panel: "Axes", rows: "list[ContentionRow]", every: "list[ContentionRow
         mine = [row for row in rows if row.label == policy]
         places = [locks.index(row.policy.lock) + wide * (p - (len(policies) - 1) / 2) for row in mine]
         bars = panel.bar(places, [row.median for row in mine], 0.92 * wide, color=_COLOURS[p % len(_COLOURS)])
+        for bar, row in zip(bars, mine, strict=True):
+            bar.set(hatch="///" if row.noisy else None, edgecolor="white", linewidth=0)
         if len(rows) <= _LABELLED_BARS:
-            panel.bar_label(bars, [rate(row.median) for row in mine], fontsize=6.5, padding=1)
+            panel.bar_label(bars, [rate(row.median).replace(" ", "") for row in mine], fontsize=6, padding=1)
     panel.set_xticks(range(len(locks)), locks)
     panel.margins(y=0.12)
+    found = [row.median for row in rows if row.median]
+    if panel.get_yscale() == "log" and found:
+        # A bar on a logarithmic axis begins somewhere: at a power of ten, so that the eye can tell where.
+        panel.set_ylim(bottom=10 ** math.floor(math.log10(min(found)) - 0.1))
 
 
 def _legend(figure: "Figure", rows: "list[ContentionRow]", *, lines: bool) -> None:
@@ -195,4 +205,7 @@ def _legend(figure: "Figure", rows: "list[ContentionRow]", *, lines: bool) -> No
             )
             for n, lock in enumerate(locks)
         ]
+    if any(row.noisy for row in rows):
+        hollow = Line2D([], [], color="0.3", linestyle="", marker="o", markerfacecolor="white", label="noisy")
+        shown.append(hollow if lines else Patch(facecolor="0.5", hatch="///", edgecolor="white", label="noisy"))
     figure.legend(handles=shown, loc="outside right center", fontsize=8, handlelength=3)

@@ -36,6 +36,8 @@ _MAX_DEPTH: Final = 8
 # Below the two top tables: level 3, level 2, and a page table each for text and data.
 _TABLES: Final = 4
 _FRAME: Final = (1 << 52) - PAGE_SIZE
+# The words of a page that are used.
+_BLANK: Final = (0, 0)
 _PD_TEXT, _PD_DATA = USER_TEXT >> 21, USER_DATA >> 21
 
 
@@ -149,7 +151,7 @@ class _Kernel:
         self.tables = [guest.frames.take() for _ in range(alive * _TABLES)]
         self.frames = [guest.frames.take() for _ in range(alive * rates.pages)]
         self.users: dict[int, int] = {}
-        self.words: dict[int, int] = {}
+        self.words: dict[int, tuple[int, ...]] = {}
         self.forks = self.stamp = 0
         self.first = self._first(guest.image)
 
@@ -171,7 +173,7 @@ class _Kernel:
 
     def _frame(self) -> int:
         frame: int = self.frames.pop()
-        self.users[frame], self.words[frame] = 1, 0
+        self.users[frame], self.words[frame] = 1, _BLANK
         return frame
 
     def _links(self, mm: _Mm, table: int, index: int, *, top: bool = False) -> list[tuple[int, int]]:
@@ -213,7 +215,7 @@ class _Kernel:
         script.load_cr3(child.pgd)
         self._start(child)
         for page in rng.choice(rates.pages, min(4, rates.pages), replace=False).tolist():
-            script.load(USER_DATA + page * PAGE_SIZE, self.words[int(child.entries[page]) & _FRAME])
+            self._read(child, page)
         self._writes(child, rates.child_writes)
         for _ in range(rates.syscalls):
             script.enter_kernel(child.pgd)
@@ -236,8 +238,13 @@ class _Kernel:
         self._writes(parent, rates.parent_writes)
         # What the child wrote is its own: here is what was here before.
         page = int(rng.integers(rates.pages))
-        script.load(USER_DATA + page * PAGE_SIZE, self.words[int(parent.entries[page]) & _FRAME])
+        self._read(parent, page)
         script.enter_kernel(parent.pgd)
+
+    def _read(self, mm: _Mm, page: int) -> None:
+        """Read a page in user mode."""
+        for index, word in enumerate(self.words[int(mm.entries[page]) & _FRAME]):
+            self.script.load(USER_DATA + page * PAGE_SIZE + 8 * index, word)
 
     def _start(self, mm: _Mm) -> None:
         """Go to user mode for the first time: the text is mapped when it is first run."""
@@ -286,30 +293,41 @@ class _Kernel:
         return child
 
     def _write(self, mm: _Mm, page: int) -> None:
-        """Write a page in user mode, with what the kernel does about the fault if there is one."""
+        """Write a word of a page in user mode, with what the kernel does about the fault if there is one."""
         script = self.script
         self.stamp += 1
-        gva = USER_DATA + page * PAGE_SIZE
+        # What is written are the words in turns, so that a copy is seen to have them all.
+        place = self.stamp % len(_BLANK)
+        gva = USER_DATA + page * PAGE_SIZE + 8 * place
         entry = int(mm.entries[page])
         frame = entry & _FRAME
         if not entry & WRITABLE:
             script.miss_store(gva, self.stamp, present=bool(entry & PRESENT))
             script.enter_kernel(mm.pgd)
             if not entry & PRESENT:
-                frame = self._frame()
-                script.put(frame, 0)
+                frame = self._fill(_BLANK)
             elif self.users[frame] > 1:
                 self.users[frame] -= 1
-                word, frame = self.words[frame], self._frame()
-                script.get(entry & _FRAME, word)
-                script.put(frame, word)
+                for index, word in enumerate(self.words[frame]):
+                    script.get(frame + 8 * index, word)
+                frame = self._fill(self.words[frame])
             mm.entries[page] = frame | DATA
             script.put(mm.data + 8 * page, frame | DATA)
             if entry & PRESENT:
                 script.flush(np.array([gva], np.uint64))
             script.leave_kernel(mm.pgd + PAGE_SIZE)
-        self.words[frame] = self.stamp
-        script.store(gva, self.stamp, frame)
+        words = list(self.words[frame])
+        words[place] = self.stamp
+        self.words[frame] = tuple(words)
+        script.store(gva, self.stamp, frame + 8 * place)
+
+    def _fill(self, words: tuple[int, ...]) -> int:
+        """Take a frame and store to it, in the kernel; returns it."""
+        frame = self._frame()
+        for index, word in enumerate(words):
+            self.script.put(frame + 8 * index, word)
+        self.words[frame] = words
+        return frame
 
     def _exec(self, old: _Mm) -> _Mm:
         """Leave the address space for an empty one, then tear it down: no vCPU runs it any more."""
