@@ -297,6 +297,10 @@ class RunReport:
     ----------
     seconds : float
         From the first operation to the last.
+    overlap : float
+        Seconds in which every program was under way.
+    starved : float or None
+        The longest time in seconds that a program was ready to go on and had no CPU; ``None`` where the system does not tell.
     ops_done : tuple of int
         Operations done, by vCPU.
     faults : int
@@ -307,6 +311,8 @@ class RunReport:
     """
 
     seconds: float
+    overlap: float
+    starved: float | None
     ops_done: tuple[int, ...]
     faults: int
     outcomes: "tuple[npt.NDArray[np.void], ...] | None"

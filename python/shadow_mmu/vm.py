@@ -350,6 +350,8 @@ class Vm:
         kept = found["outcomes"]
         return RunReport(
             seconds=found["seconds"],
+            overlap=found["overlap"],
+            starved=found["starved"],
             ops_done=tuple(found["ops_done"]),
             faults=found["faults"],
             outcomes=None if kept is None else tuple(np.frombuffer(one, OUTCOME) for one in kept),

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from shadow_mmu import ConfigError, MissingExtraError, Policy, cli
+from shadow_mmu import ConfigError, MissingExtraError, Policy, Vm, cli
 from shadow_mmu.contend import ContentionReport, ContentionRow, contend, measure, plots
 from shadow_mmu.contend.cells import Counts, Group, build
 from shadow_mmu.contend.report import rate
 from shadow_mmu.contend.table import contention_table, print_contention
+from shadow_mmu.ops import program, work
 from shadow_mmu.policy import LOCK_KINDS
-from shadow_mmu.stats import Quantiles
+from shadow_mmu.stats import Quantiles, RunReport
 from shadow_mmu.tables import console
 
 KEYS = {
@@ -81,7 +82,7 @@ def test_the_fast_path_takes_no_lock_and_the_locked_one_takes_it_each_switch() -
             assert one["acquisitions_per_switch"] >= 1
             assert one["hold_ns"]["p50"] > 0
             assert one["longest_wait"]["ns"] >= one["wait_ns"]["p50"]
-            assert one["longest_wait"]["reason"] in {"load", "free", "sync", "fault"}
+            assert one["longest_wait"]["reason"] in {"load", "free", "sync", "fault", "host"}
         assert one["switches_per_second"] > 0
     # Three acquisitions and a flush a switch against none: even on a busy machine this much shows in one thread's best.
     best = {(one["policy"], one["lock"]): one["best_switches_per_second"] for one in rows if one["vcpus"] == 1}
@@ -115,7 +116,7 @@ def test_the_order_is_there_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
     contend(["kpti"], ["locked", "seed"], vcpus=[1], switches=50, repeat=3, progress=told.append)
     a, b = "locked", "seed"
-    assert [name for name, timed in order if timed] == [a, b]
+    assert [name for name, timed in order if timed] == [a, b], "one look is enough if it is clean"
     assert [name for name, timed in order if not timed] == [a, b, b, a, a, b]
     assert told == list(range(1, 9))
     assert told[-1] == measure.runs_of(1, 2, 1, 1, repeat=3)
@@ -136,12 +137,35 @@ def test_disturbed_samples_do_not_count_and_too_many_make_a_row_noisy(monkeypatc
     found = contend(["kpti"], ["locked", "seed"], vcpus=[1], switches=50, repeat=2)
     locked, seed = found.rows
     assert (locked.noisy, len(locked.rates)) == (False, 2)
-    assert (seed.noisy, len(seed.rates)) == (True, 8)
+    assert (seed.noisy, len(seed.rates)) == (True, 16)
     assert found.ratio(seed) is None
     # With more vCPUs than CPUs no sample is clean, and all count.
     crowd = len(os.sched_getaffinity(0)) + 1
     (alone,) = contend(["kpti"], ["seed"], vcpus=[crowd], switches=50, repeat=2).rows
     assert (alone.noisy, len(alone.rates)) == (False, 2)
+
+
+@pytest.mark.parametrize(
+    ("overlap", "starved", "clean"),
+    [(0.95, 0.005, True), (0.85, 0.005, False), (0.95, 0.02, False), (0.95, None, True)],
+)
+def test_a_clean_sample_is_one_that_ran_side_by_side(overlap: float, starved: float | None, clean: bool) -> None:  # noqa: FBT001  parametrized
+    found = RunReport(seconds=1.0, overlap=overlap, starved=starved, ops_done=(9, 9), faults=0, outcomes=None)
+    assert measure._is_clean(found) is clean
+
+
+def test_a_run_tells_how_long_its_programs_ran_side_by_side_and_had_no_cpu() -> None:
+    crowd = len(os.sched_getaffinity(0)) + 1
+    busy = program([work(30_000_000)])
+    with Vm("1MiB", vcpus=crowd) as vm:
+        alone = vm.run([busy], pin=True)
+        assert alone.overlap == alone.seconds
+        together = vm.run([busy] * crowd, pin=True)
+    assert 0 <= together.overlap <= together.seconds
+    assert alone.starved is not None
+    assert together.starved is not None
+    # Two of them share a CPU: while one works the other one waits.
+    assert 0.005 < together.starved < together.seconds
 
 
 def test_a_count_that_disagrees_voids_the_row_and_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,6 +382,6 @@ def test_ctrl_c_prints_what_was_measured() -> None:
     found = json.loads(out)
     assert found["interrupted"]
     assert found["rows"]
-    assert 0 < len(found["rows"][0]["rates"]) < 4000
+    assert 0 < len(found["rows"][0]["rates"]) < 8000
     assert b"interrupted" in err
     assert b"Traceback" not in err

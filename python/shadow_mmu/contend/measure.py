@@ -3,13 +3,13 @@
 What differs in policy and lock only is measured in turns, A B B A, each sample on a machine of its own: the warm-up, a look at
 the statistics, the sample, another look. A run with clocks and outcomes comes first; no rate is taken from it.
 
-A sample is *clean* if no thread of this process was preempted meanwhile. Where there are no more vCPUs than CPUs, clean samples
-are what is wanted, and up to four times as many are tried; with more vCPUs than that every sample counts.
+A sample is *clean* if its vCPUs were at work together for 90 % of it and none was kept from a CPU for longer than 1 % of it.
+Where there are no more vCPUs than CPUs, clean samples are what is wanted, and up to eight times as many are tried; with more
+vCPUs than that every sample counts.
 """
 
 import math
 import os
-import resource
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -21,6 +21,7 @@ from shadow_mmu.contend.cells import NO_COUNTS, Counts, Group, build
 from shadow_mmu.contend.report import ContentionReport, ContentionRow
 from shadow_mmu.errors import ConfigError
 from shadow_mmu.policy import Policy
+from shadow_mmu.stats import RunReport
 from shadow_mmu.types import MAX_VCPUS
 from shadow_mmu.vm import Vm, whole
 
@@ -36,7 +37,12 @@ _MAX_SECONDS: Final = 60.0
 _TRIAL: Final = 2000
 _SHOWN: Final = 3
 # Samples tried for each that is wanted.
-_TRIES: Final = 4
+_TRIES: Final = 8
+# Runs with clocks of which a clean one is wanted.
+_LOOKS: Final = 4
+# Of a clean sample: the least part in which all vCPUs are at work, and the most in which one has no CPU.
+_OVERLAP: Final = 0.9
+_STARVED: Final = 0.01
 
 
 def contend(
@@ -147,9 +153,10 @@ class Sample:
     longest_wait: "LongestUse | None" = None
 
 
-def _preemptions() -> int:
-    """Return how often a thread of this process, ended ones too, was preempted so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+def _is_clean(report: RunReport) -> bool:
+    """Tell whether nothing kept the vCPUs from running side by side."""
+    starved = report.starved or 0.0
+    return report.overlap >= _OVERLAP * report.seconds and starved <= _STARVED * report.seconds
 
 
 def sample_of(group: Group, policy: Policy, *, timed: bool = False) -> Sample:
@@ -159,9 +166,9 @@ def sample_of(group: Group, policy: Policy, *, timed: bool = False) -> Sample:
     with Vm(workload.memory, vcpus=group.vcpus, policy=policy, lock_times=timed) as vm:
         vm.memory.write(0, workload.image.words)
         first = vm.run(warm_up, outcomes=timed, pin=True)
-        before, preempted = vm.stats, _preemptions()
+        before = vm.stats
         report = vm.run(measured, outcomes=timed, pin=True)
-        clean, after = _preemptions() == preempted, vm.stats
+        after = vm.stats
         wrong = [f"audit: {one}" for one in vm.audit()[:_SHOWN]]
     asked = workload.switches - before.cr3.writes
     if first.faults + report.faults != workload.meant_faults:
@@ -171,7 +178,9 @@ def sample_of(group: Group, policy: Policy, *, timed: bool = False) -> Sample:
         wrong += workload.wrong([np.concatenate(pair) for pair in pairs])[:_SHOWN]
     counts = Counts.between(asked, before, after)
     rate = asked / report.seconds if report.seconds else 0.0
-    return Sample(rate, clean, counts, tuple(wrong), after.lock.wait_ns, after.lock.hold_ns, after.lock.longest_wait)
+    return Sample(
+        rate, _is_clean(report), counts, tuple(wrong), after.lock.wait_ns, after.lock.hold_ns, after.lock.longest_wait
+    )
 
 
 @dataclass(slots=True)
@@ -188,9 +197,12 @@ class _Cell:
     timed: Sample | None = None
 
     def look(self) -> None:
-        """Run with clocks and outcomes."""
-        self.timed = sample_of(self.group, self.policy, timed=True)
-        self._check(self.timed)
+        """Run with clocks and outcomes; again, a few times, if it was disturbed."""
+        for _ in range(_LOOKS):
+            self.timed = sample_of(self.group, self.policy, timed=True)
+            self._check(self.timed)
+            if self.timed.clean or self.crowded:
+                break
 
     def take(self) -> None:
         """Take a sample of the rate."""

@@ -84,7 +84,7 @@ def print_contention(report: "ContentionReport", out: "Console") -> None:
     if report.rows:
         out.print(contention_table(report))
         out.print(
-            f"CR3 switches a second of all vCPUs together: medians of {report.repeat} samples in which no thread was preempted, "
+            f"CR3 switches a second of all vCPUs together: medians of {report.repeat} samples that nothing disturbed, "
             f"policies and locks in turns (A B B A), on {report.cpus} CPUs; more vCPUs than that measure the scheduler too. "
             "g: ns of guest work after each switch; a real VM exit is g >= 1,000. locks: acquisitions of the mmu_lock a switch; "
             "waited: share of them that had to. Wait and hold in ns, timed in a run of their own, some 30 ns of them the clock's."

@@ -1,6 +1,6 @@
 //! Programs of operations, each vCPU on an OS thread of its own.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::{
     error::{Error, Result},
@@ -65,6 +65,10 @@ pub struct RunOptions {
 pub struct RunReport {
     /// Wall time from the common start to the last end.
     pub seconds: f64,
+    /// Wall time in which every program was under way: from the last start to the first end.
+    pub overlap: f64,
+    /// Longest time that a program was ready to go on and had no processor; `None` where the system does not tell.
+    pub starved: Option<f64>,
     /// Operations done by each program.
     pub ops_done: Vec<u64>,
     /// A stop was asked for.
@@ -81,6 +85,8 @@ struct Part {
     outcomes: Option<Vec<OutcomeRecord>>,
     began: Instant,
     ended: Instant,
+    /// Up to the start while it runs, then from there to the end.
+    starved: Option<Duration>,
     error: Option<Error>,
 }
 
@@ -121,6 +127,12 @@ pub fn run(
     let began = parts.iter().map(|part| part.began).min();
     let ended = parts.iter().map(|part| part.ended).max();
     report.seconds = began.zip(ended).map_or(0.0, |(began, ended)| (ended - began).as_secs_f64());
+    let last_began = parts.iter().map(|part| part.began).max();
+    let first_ended = parts.iter().map(|part| part.ended).min();
+    let together = last_began.zip(first_ended).map(|(began, ended)| ended.saturating_duration_since(began));
+    report.overlap = together.map_or(0.0, |together| together.as_secs_f64());
+    let starved = parts.iter().map(|part| part.starved).collect::<Option<Vec<_>>>();
+    report.starved = starved.and_then(|all| all.into_iter().max()).map(|longest| longest.as_secs_f64());
     let mut outcomes = Vec::new();
     for part in parts {
         report.ops_done.push(part.done);
@@ -147,8 +159,9 @@ fn run_one(
     outcomes: Option<Vec<OutcomeRecord>>,
     control: &Control,
 ) -> Part {
+    let starved = starved();
     let began = Instant::now();
-    let mut part = Part { done: 0, faults: 0, outcomes, began, ended: began, error: None };
+    let mut part = Part { done: 0, faults: 0, outcomes, began, ended: began, starved, error: None };
     for chunk in program.chunks(STRIDE) {
         if control.stopped() {
             break;
@@ -186,8 +199,15 @@ fn run_one(
 impl Part {
     fn end(mut self) -> Self {
         self.ended = Instant::now();
+        self.starved = starved().zip(self.starved).map(|(now, before)| now.saturating_sub(before));
         self
     }
+}
+
+/// How long the calling thread was ready to run and had no processor so far, by Linux' `schedstat`.
+fn starved() -> Option<Duration> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    text.split_whitespace().nth(1)?.parse().ok().map(Duration::from_nanos)
 }
 
 /// Pins the calling thread to a core, round robin; a machine that refuses is left alone.

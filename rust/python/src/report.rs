@@ -119,6 +119,8 @@ pub(crate) fn shadow_page<'py>(py: Python<'py>, page: &ShadowPageInfo) -> PyResu
 pub(crate) fn run<'py>(py: Python<'py>, report: &RunReport, interrupted: bool) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     dict.set_item("seconds", report.seconds)?;
+    dict.set_item("overlap", report.overlap)?;
+    dict.set_item("starved", report.starved)?;
     dict.set_item("ops_done", &report.ops_done)?;
     dict.set_item("interrupted", interrupted)?;
     dict.set_item("faults", report.faults)?;
