@@ -5,7 +5,8 @@
 //! * [`TtasLock`]: test-and-test-and-set: whoever is quickest.
 //!
 //! What `lock_api` needs of them is in `shadow_mmu_sys::lock`. Each lock takes its orders from a trait of constants
-//! with one implementation outside tests, so that the models run the shipped code with one order weakened.
+//! with one implementation outside tests, so that the models run the shipped code with one order weakened: under loom
+//! (`models.rs`) and, without a bound, under the checker of this crate (`models/without_bound.rs`).
 
 pub mod queued;
 pub mod ticket;
@@ -39,6 +40,9 @@ pub fn count_acquisition() {
 struct Padded<T>(T);
 
 #[cfg(all(test, loom))]
+mod models;
+#[cfg(all(test, explored))]
+#[path = "lock/models/without_bound.rs"]
 mod models;
 #[cfg(all(test, not(any(loom, explored))))]
 mod tests;

@@ -10,6 +10,7 @@
 mod queued;
 mod ticket;
 mod ttas;
+mod twins;
 
 use std::{
     env,

@@ -1,72 +1,15 @@
 //! The queued lock.
 
+use super::twins::queued::{
+    EnqueueAcquire, EnqueueRelease, FollowRelaxed, GiveNodeRelaxed, LinkRelaxed, ReleaseRelaxed, TakeNodeRelaxed,
+    TakeRelaxed,
+};
 use super::{
     FEWER, QueuedLock, RACE, breaks, exclusion, first_come_first_served, holds, holds_within, queueing, trying,
 };
-use crate::{
-    Ordering,
-    lock::queued::{Handover, QueuedOrder},
-};
+use crate::lock::queued::Handover;
 
 type Lock<O = Handover> = QueuedLock<O>;
-
-/// The shipped orders but one.
-macro_rules! weaker {
-    ($(#[$doc:meta])* $name:ident: $weak:ident = $order:ident) => {
-        $(#[$doc])*
-        struct $name;
-        impl QueuedOrder for $name {
-            const TAKE: Ordering = weaker!(TAKE, $weak, $order);
-            const RELEASE: Ordering = weaker!(RELEASE, $weak, $order);
-            const ENQUEUE: Ordering = weaker!(ENQUEUE, $weak, $order);
-            const LINK: Ordering = weaker!(LINK, $weak, $order);
-            const FOLLOW: Ordering = weaker!(FOLLOW, $weak, $order);
-            const TAKE_NODE: Ordering = weaker!(TAKE_NODE, $weak, $order);
-            const GIVE_NODE: Ordering = weaker!(GIVE_NODE, $weak, $order);
-        }
-    };
-    (TAKE, TAKE, $order:ident) => { Ordering::$order };
-    (RELEASE, RELEASE, $order:ident) => { Ordering::$order };
-    (ENQUEUE, ENQUEUE, $order:ident) => { Ordering::$order };
-    (LINK, LINK, $order:ident) => { Ordering::$order };
-    (FOLLOW, FOLLOW, $order:ident) => { Ordering::$order };
-    (TAKE_NODE, TAKE_NODE, $order:ident) => { Ordering::$order };
-    (GIVE_NODE, GIVE_NODE, $order:ident) => { Ordering::$order };
-    ($name:ident, $weak:ident, $order:ident) => { Handover::$name };
-}
-
-weaker!(
-    /// The holder need not see what earlier ones wrote.
-    TakeRelaxed: TAKE = Relaxed
-);
-weaker!(
-    /// The lock is seen free before what the holder wrote.
-    ReleaseRelaxed: RELEASE = Relaxed
-);
-weaker!(
-    /// The one behind may write into a node before its owner cleared it.
-    EnqueueAcquire: ENQUEUE = Acquire
-);
-weaker!(
-    /// The same, on the side of the one behind.
-    EnqueueRelease: ENQUEUE = Release
-);
-weaker!(
-    /// A node is given away before the write into it, and the one behind is made the front before it cleared its node.
-    LinkRelaxed: LINK = Relaxed
-);
-weaker!(
-    /// The same, on the side of the owner.
-    FollowRelaxed: FOLLOW = Relaxed
-);
-weaker!(
-    /// A node's next owner clears it before the end of its life before.
-    TakeNodeRelaxed: TAKE_NODE = Relaxed
-);
-weaker!(
-    /// The same, on the side of the one who gives it.
-    GiveNodeRelaxed: GIVE_NODE = Relaxed
-);
 
 #[test]
 fn excludes_and_publishes() {

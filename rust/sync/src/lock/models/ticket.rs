@@ -2,27 +2,11 @@
 
 use loom::thread;
 
+use super::twins::ticket::{ObserveRelaxed, ServeRelaxed};
 use super::{Protected, RACE, TicketLock, breaks, exclusion, holds, queueing, trying};
-use crate::{
-    Ordering,
-    lock::ticket::{Handover, TicketOrder},
-};
+use crate::lock::ticket::Handover;
 
 type Lock<O = Handover> = TicketLock<O>;
-
-/// The load of `serving` is Relaxed: the holder need not see what earlier ones wrote.
-struct ObserveRelaxed;
-impl TicketOrder for ObserveRelaxed {
-    const OBSERVE_SERVING: Ordering = Ordering::Relaxed;
-    const SERVE_NEXT: Ordering = Ordering::Release;
-}
-
-/// The store of `serving` is Relaxed: it may be seen before what the holder wrote.
-struct ServeRelaxed;
-impl TicketOrder for ServeRelaxed {
-    const OBSERVE_SERVING: Ordering = Ordering::Acquire;
-    const SERVE_NEXT: Ordering = Ordering::Relaxed;
-}
 
 #[test]
 fn excludes_and_publishes() {

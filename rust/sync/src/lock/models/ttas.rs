@@ -1,26 +1,10 @@
 //! The test-and-test-and-set lock.
 
+use super::twins::ttas::{ClearRelaxed, SetRelaxed};
 use super::{RACE, TtasLock, breaks, exclusion, holds, queueing, trying};
-use crate::{
-    Ordering,
-    lock::ttas::{Handover, TtasOrder},
-};
+use crate::lock::ttas::Handover;
 
 type Lock<O = Handover> = TtasLock<O>;
-
-/// The exchange that sets the flag is Relaxed: the holder need not see what earlier ones wrote.
-struct SetRelaxed;
-impl TtasOrder for SetRelaxed {
-    const SET: Ordering = Ordering::Relaxed;
-    const CLEAR: Ordering = Ordering::Release;
-}
-
-/// The store that clears it is Relaxed: it may be seen before what the holder wrote.
-struct ClearRelaxed;
-impl TtasOrder for ClearRelaxed {
-    const SET: Ordering = Ordering::Acquire;
-    const CLEAR: Ordering = Ordering::Relaxed;
-}
 
 #[test]
 fn excludes_and_publishes() {
