@@ -1,13 +1,16 @@
 """The litmus programs for the checker of the Rust code: what its tests run, and what the explorer finds for each.
 
-``python -m tests.litmus.checker_programs`` writes ``rust/sync/src/explored/tests/programs.json``, a line for each case of the
+``python -m tests.litmus.checker_programs N`` prints N random programs in the same form, for ``make soak-model``. Without N it writes ``rust/sync/src/explored/tests/programs.json``, a line for each case of the
 catalogue under RC11. A location that is allocated or freed becomes two: the value, and a flag that is not atomic and that each access reads first.
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+from tests.litmus import random_programs
 
 from shadow_mmu.litmus import CATALOGUE, MODELS
 from shadow_mmu.litmus.explore import explore
@@ -120,4 +123,8 @@ def _expr(expr: Expr) -> Json:
 
 
 if __name__ == "__main__":
-    PROGRAMS.write_text("\n".join(lines()) + "\n")
+    if len(sys.argv) > 1:
+        for seed in range(int(sys.argv[1])):
+            print(json.dumps(_case(f"random {seed}", random_programs.program(seed)), separators=(",", ":")))
+    else:
+        PROGRAMS.write_text("\n".join(lines()) + "\n")

@@ -1,12 +1,16 @@
 //! Litmus programs as data, run on the atomics of this crate: `programs.json`, which `tests/litmus/checker_programs.py`
 //! writes from the catalogue of the package's own explorer.
 
-use std::{cell::RefCell, collections::HashMap, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+    rc::Rc,
+};
 
 use serde_json::Value;
 
 use crate::{
-    AtomicU64, Ordering,
+    AtomicU64, Backoff, Ordering,
     explored::{Exploration, PlainU64, Program, Rules, fence, search::explore_by},
     wait_until,
 };
@@ -16,7 +20,17 @@ pub(super) struct Case(Value);
 
 /// All cases, one a line.
 pub(super) fn cases() -> Vec<Case> {
-    include_str!("programs.json").lines().map(|line| Case(serde_json::from_str(line).unwrap())).collect()
+    parsed(include_str!("programs.json"))
+}
+
+fn parsed(lines: &str) -> Vec<Case> {
+    lines.lines().map(|line| Case(serde_json::from_str(line).unwrap())).collect()
+}
+
+/// The cases of the file that `LITMUS_PROGRAMS` names, if it is set: `make soak-model` makes thousands by chance.
+pub(super) fn more_cases() -> Vec<Case> {
+    let path = std::env::var_os("LITMUS_PROGRAMS");
+    path.map_or_else(Vec::new, |path| parsed(&std::fs::read_to_string(path).unwrap()))
 }
 
 type Registers = HashMap<String, u64>;
@@ -68,7 +82,28 @@ fn evaluate(expr: &Value, registers: &Registers) -> u64 {
     }
 }
 
-fn run(steps: &Value, memory: &Memory, registers: &mut Registers) {
+/// How an await is written.
+#[derive(Clone, Copy)]
+pub(super) enum Waits {
+    /// By [`wait_until`].
+    Awaited,
+    /// As a loop with a [`Backoff`].
+    Looped,
+}
+
+fn wait(how: Waits, mut holds: impl FnMut() -> bool) {
+    match how {
+        Waits::Awaited => wait_until(holds),
+        Waits::Looped => {
+            let mut backoff = Backoff::new();
+            while !holds() {
+                backoff.wait();
+            }
+        }
+    }
+}
+
+fn run(steps: &Value, memory: &Memory, waits: Waits, registers: &mut Registers) {
     for step in steps.as_array().unwrap() {
         let step = step.as_array().unwrap();
         let atomic = |place: &Value| match &memory[text(place)] {
@@ -110,8 +145,8 @@ fn run(steps: &Value, memory: &Memory, registers: &mut Registers) {
             "await" => {
                 let (atomic, until, order) = (atomic(&step[1]), step[2].as_u64().unwrap(), order(&step[3]));
                 match step[4].as_u64() {
-                    None => wait_until(|| atomic.load(order) == until),
-                    Some(then) => wait_until(|| atomic.compare_exchange(until, then, order, FAILED).is_ok()),
+                    None => wait(waits, || atomic.load(order) == until),
+                    Some(then) => wait(waits, || atomic.compare_exchange(until, then, order, FAILED).is_ok()),
                 }
             }
             "fence" => fence(order(&step[1])),
@@ -119,7 +154,7 @@ fn run(steps: &Value, memory: &Memory, registers: &mut Registers) {
                 let value = evaluate(&step[2], registers);
                 registers.insert(text(&step[1]).to_owned(), value);
             }
-            "if" => run(&step[if evaluate(&step[1], registers) == 0 { 3 } else { 2 }], memory, registers),
+            "if" => run(&step[if evaluate(&step[1], registers) == 0 { 3 } else { 2 }], memory, waits, registers),
             "check" => assert!(evaluate(&step[1], registers) != 0, "{}", text(&step[2])),
             other => panic!("no step {other}"),
         }
@@ -141,12 +176,12 @@ impl Case {
         Some((self.0["executions"].as_u64()?, self.0["blocked"].as_u64()?))
     }
 
-    /// Explores it; with whether an execution has the forbidden outcome.
-    pub(super) fn explore(&self, rules: Rules) -> (Exploration, bool) {
-        let seen = Rc::new(RefCell::new(false));
-        let forbidden = Rc::clone(&seen);
+    /// Explores it; with the final states, memory and registers, and whether each is forbidden.
+    pub(super) fn explore(&self, rules: Rules, waits: Waits) -> (Exploration, BTreeMap<Vec<(String, u64)>, bool>) {
+        let all = Rc::new(RefCell::new(BTreeMap::new()));
+        let found = Rc::clone(&all);
         let case = self.0.clone();
-        let found = explore_by(rules, move || {
+        let exploration = explore_by(rules, move || {
             let plain = case["plain"].as_array().unwrap();
             let names = case["places"].as_array().unwrap().iter();
             let place = |name: &Value| {
@@ -164,16 +199,13 @@ impl Case {
                 let (memory, results) = (Rc::clone(&memory), Rc::clone(&results));
                 Box::new(move || {
                     let mut registers = Registers::new();
-                    run(&body, &memory, &mut registers);
+                    run(&body, &memory, waits, &mut registers);
                     results.borrow_mut()[number] = registers;
                 })
             };
             let threads = bodies.into_iter().enumerate().map(bind).collect();
             let exists = case["exists"].clone();
             Program::new(threads, move || {
-                if exists.is_null() {
-                    return;
-                }
                 let mut all = Registers::new();
                 for (name, place) in &*memory {
                     let value = match place {
@@ -185,12 +217,17 @@ impl Case {
                 for (number, registers) in results.borrow().iter().enumerate() {
                     all.extend(registers.iter().map(|(name, &value)| (format!("{number}:{name}"), value)));
                 }
-                if evaluate(&exists, &all) != 0 {
-                    *forbidden.borrow_mut() = true;
-                }
+                let forbidden = !exists.is_null() && evaluate(&exists, &all) != 0;
+                let mut all: Vec<_> = all.into_iter().collect();
+                all.sort_unstable();
+                found.borrow_mut().insert(all, forbidden);
             })
         });
-        let seen = *seen.borrow();
-        (found, seen)
+        let all = all.borrow().clone();
+        (exploration, all)
+    }
+
+    pub(super) fn waits(&self) -> bool {
+        self.0["threads"].to_string().contains("[\"await\"")
     }
 }
