@@ -4,6 +4,8 @@
 //!
 //! Each guest entry that is signalled as changed must have its new leaf when the flush that saw the signal walks.
 
+use core::array;
+
 use shadow_mmu_sync::lock::QueuedLock;
 
 use super::{
@@ -55,18 +57,18 @@ struct Entry {
     signal: AtomicU64,
 }
 
-/// A guest table that is write-protected, with an entry for each of its two writers.
-struct Machine<O, H> {
+/// A guest table that is write-protected, with an entry for each of its writers.
+struct Machine<O, H, const WRITERS: usize = 2> {
     steps: Steps,
     lock: QueuedLock,
     page: SyncState<O>,
     root: SyncState<O>,
     spte: AtomicU64,
-    entries: [Entry; 2],
-    modes: [GuestMode<H>; 2],
+    entries: [Entry; WRITERS],
+    modes: [GuestMode<H>; WRITERS],
 }
 
-impl<O: PublishOrder + MarkOrder, H: HandshakeOrder> Machine<O, H> {
+impl<O: PublishOrder + MarkOrder, H: HandshakeOrder, const WRITERS: usize> Machine<O, H, WRITERS> {
     fn new(steps: Steps) -> Self {
         let entry = || Entry { guest: AtomicU64::new(1), leaf: AtomicU64::new(OLD_LEAF), signal: AtomicU64::new(0) };
         Self {
@@ -75,8 +77,8 @@ impl<O: PublishOrder + MarkOrder, H: HandshakeOrder> Machine<O, H> {
             page: SyncState::new(),
             root: SyncState::new(),
             spte: AtomicU64::new(READ_ONLY),
-            entries: [entry(), entry()],
-            modes: [GuestMode::new(), GuestMode::new()],
+            entries: array::from_fn(|_| entry()),
+            modes: array::from_fn(|_| GuestMode::new()),
         }
     }
 
@@ -196,6 +198,44 @@ fn p11_with_one<O: PublishOrder + MarkOrder + 'static, H: HandshakeOrder + 'stat
         Machine::<O, H>::new(steps),
         [|m: &Machine<O, H>| m.write(0), |m: &Machine<O, H>| m.write(1), |m: &Machine<O, H>| m.flush(0)],
     )
+}
+
+/// Three writers, one flusher; three of each. Too many executions for every day, and for loom at all.
+#[cfg(explored)]
+mod soak {
+    use super::{KvmHandshake, KvmOrder, Machine, Model, Steps, holds};
+
+    type Three = Machine<KvmOrder, KvmHandshake, 3>;
+
+    #[test]
+    #[ignore = "make soak-model"]
+    fn p11_three_writers_and_one_flusher() {
+        holds("P11, three writers and one flusher", || {
+            Model::new(Three::new(Steps::Right), [|m| m.write(0), |m| m.write(1), |m| m.write(2), |m| m.flush(0)])
+        });
+    }
+
+    #[test]
+    #[ignore = "make soak-model"]
+    fn p11_two_writers_and_three_flushers() {
+        holds("P11, two writers and three flushers", || {
+            Model::new(
+                Machine::<KvmOrder, KvmHandshake>::new(Steps::Right),
+                [|m| m.write(0), |m| m.write(1), |m| m.flush(0), |m| m.flush(1), |m| m.flush(0)],
+            )
+        });
+    }
+
+    #[test]
+    #[ignore = "make soak-model"]
+    fn p11_three_writers_and_two_flushers() {
+        holds("P11, three writers and two flushers", || {
+            Model::new(
+                Three::new(Steps::Right),
+                [|m| m.write(0), |m| m.write(1), |m| m.write(2), |m| m.flush(0), |m| m.flush(1)],
+            )
+        });
+    }
 }
 
 /// What goes wrong before the first sync goes wrong with one flusher too, where loom finds it sooner; the rest needs a
