@@ -16,7 +16,7 @@ const ROUNDS: u64 = 300;
 /// Present, writable, user, accessed, dirty.
 const USED: u64 = 0x67;
 /// Each policy, and each kind of lock.
-const KINDS: [(Policy, LockKind); 8] = [
+const KINDS: [(Policy, LockKind); 9] = [
     (Policy::Locked, LockKind::Queued),
     (Policy::Seed, LockKind::Queued),
     (Policy::Lru(1), LockKind::Queued),
@@ -25,6 +25,7 @@ const KINDS: [(Policy, LockKind); 8] = [
     (Policy::Lru(3), LockKind::Ttas),
     (Policy::Seed, LockKind::Mutex),
     (Policy::Locked, LockKind::RwLock),
+    (Policy::Lru(3), LockKind::RwLock),
 ];
 
 /// Two roots over the same tables, so that what one vCPU changes is under the root of every other.

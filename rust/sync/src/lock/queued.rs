@@ -131,7 +131,13 @@ struct Words {
     tail: AtomicU32,
 }
 
-/// The raw lock; see the [module](self).
+/// The raw lock; see the [module](self). `N` is 1 to 64, for the nodes in use are the bits of one word:
+///
+/// ```compile_fail
+/// use shadow_mmu_sync::lock::queued::{Handover, QueuedLock};
+///
+/// let lock = QueuedLock::<Handover, 65>::new();
+/// ```
 #[derive(Debug)]
 pub struct QueuedLock<O = Handover, const N: usize = NODES> {
     words: Padded<Words>,
@@ -146,6 +152,7 @@ impl<O: QueuedOrder, const N: usize> QueuedLock<O, N> {
     #[cfg(not(any(loom, explored)))]
     #[must_use]
     pub const fn new() -> Self {
+        const { Self::check() };
         Self {
             words: Padded(Words { held: AtomicBool::new(false), tail: AtomicU32::new(0) }),
             taken: Padded(AtomicU64::new(0)),
@@ -159,6 +166,7 @@ impl<O: QueuedOrder, const N: usize> QueuedLock<O, N> {
     #[cfg(any(loom, explored))]
     #[must_use]
     pub fn new() -> Self {
+        const { Self::check() };
         let node = |_| Padded(Node { next: AtomicU32::new(0), front: AtomicBool::new(false), life: Life::new() });
         Self {
             words: Padded(Words { held: AtomicBool::new(false), tail: AtomicU32::new(0) }),
@@ -166,6 +174,10 @@ impl<O: QueuedOrder, const N: usize> QueuedLock<O, N> {
             nodes: core::array::from_fn(node),
             order: PhantomData,
         }
+    }
+
+    const fn check() {
+        assert!(N >= 1 && N <= u64::BITS as usize, "a queue has 1 to 64 nodes");
     }
 
     /// The node that a link names; `None` for 0.
