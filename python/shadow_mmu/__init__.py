@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from shadow_mmu._native import Vcpu, __version__
+    from shadow_mmu.config import VmConfig
     from shadow_mmu.dumps import MemoryDump, open_dump
     from shadow_mmu.errors import (
         BrokenError,
@@ -92,6 +93,7 @@ __all__ = [
     "Vcpu",
     "VcpuBusyError",
     "Vm",
+    "VmConfig",
     "__version__",
     "load_recording",
     "open_dump",
@@ -101,6 +103,7 @@ __all__ = [
 
 _HOMES = {
     "_native": ("Vcpu", "__version__"),
+    "config": ("VmConfig",),
     "dumps": ("MemoryDump", "open_dump"),
     "errors": (
         "BrokenError",

@@ -11,13 +11,13 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.lib import format as npy
 
 from shadow_mmu.errors import RecordingError, UnsupportedModeError
+from shadow_mmu.frozen import FrozenDict, digest, same
 from shadow_mmu.recording_rules import check_meta, check_rows
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ _DAMAGED: Final = (
 class Recording:
     """What a shadow MMU would see of one guest, in the order in which it happened. The arrays are read-only.
 
+    Two recordings are equal if what they hold is, wherever they were loaded from.
+
     Attributes
     ----------
     name : str
@@ -72,7 +74,7 @@ class Recording:
     """
 
     name: str
-    path: Path
+    path: Path = field(compare=False)
     meta: "Mapping[str, Any]"
     kind: "npt.NDArray[np.uint8]" = field(repr=False)
     cpu: "npt.NDArray[np.uint8]" = field(repr=False)
@@ -82,6 +84,9 @@ class Recording:
     value: "npt.NDArray[np.uint64]" = field(repr=False)
     gva: "npt.NDArray[np.uint64]" = field(repr=False)
     page_data: "npt.NDArray[np.uint64]" = field(repr=False)
+
+    __eq__ = same
+    __hash__ = digest
 
     @property
     def events(self) -> int:
@@ -129,7 +134,7 @@ def load_recording(path: str | os.PathLike[str]) -> Recording:
     except _DAMAGED as error:
         raise RecordingError(f"{where}: unreadable or truncated, expected a .npz recording ({error})") from error
     meta = _parse_meta(arrays.pop("meta"), where)
-    recording = Recording(where.name.removesuffix(".npz"), where, MappingProxyType(meta), **arrays)
+    recording = Recording(where.name.removesuffix(".npz"), where, FrozenDict(meta), **arrays)
     check_rows(recording)
     return recording
 

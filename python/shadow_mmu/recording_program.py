@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from shadow_mmu.errors import ConfigError
+from shadow_mmu.frozen import digest, same
 from shadow_mmu.ops import OP, Pages, Program
 from shadow_mmu.recording_rules import EventKind
 from shadow_mmu.types import OpFlag, OpKind
@@ -69,6 +70,9 @@ class ReplayProgram:
     pages: Pages = field(repr=False)
     event_of: "npt.NDArray[np.int64]" = field(repr=False)
     events: int
+
+    __eq__ = same
+    __hash__ = digest
 
     def audit_flags(self, every: int | None) -> "npt.NDArray[np.uint8]":
         """Return one byte for each operation: 1 where an audit is due before it.

@@ -197,3 +197,9 @@ class ReplayReport:
             "results": [result.as_dict() for result in self.results],
             "interrupted": self.interrupted,
         }
+
+    def _repr_html_(self) -> str:
+        """Show the table that the command line prints, in a notebook."""
+        from shadow_mmu.tables import replay_html  # noqa: PLC0415  rich is for those who look
+
+        return replay_html(self)

@@ -5,8 +5,9 @@ Both implementations hand over plain dictionaries of the same keys; :meth:`Stats
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
+
+from shadow_mmu.frozen import FrozenDict, digest, same
 
 if TYPE_CHECKING:
     import numpy as np
@@ -189,6 +190,18 @@ class Stats:
     sync_pages_unchanged: int
     per_vcpu: tuple[VcpuStats, ...]
 
+    def _repr_html_(self) -> str:
+        """Show every figure, in a notebook."""
+        from shadow_mmu.text import html_table  # noqa: PLC0415  rich is for those who look
+
+        parts: dict[str, Mapping[str, Any]] = {"": self.counters, "mmu_lock: ": self.lock.acquisitions}
+        rows = [(f"{part}{name}", f"{value:,}") for part, found in parts.items() for name, value in found.items()]
+        rows += [("mmu_lock: contended", f"{self.lock.contended:,}")]
+        rows += [(f"CR3 writes: {name}", f"{getattr(self.cr3, name):,}") for name in self.cr3.__dataclass_fields__]
+        plain = ("tlb_full_flushes", "shadow_pages_live", "shadow_pages_peak", "shadow_bytes_peak", "unsync_marks")
+        rows += [(name, f"{getattr(self, name):,}") for name in (*plain, "sync_pages", "sync_pages_unchanged")]
+        return html_table(("counter", "value"), rows)
+
     def figures(self) -> dict[str, Any]:
         """Return what the JSON form of every result tells of its machine."""
         return {
@@ -208,9 +221,9 @@ class Stats:
         """Read the dictionary that ``stats()`` of a machine returns."""
         lock = found["lock"]
         return cls(
-            counters=MappingProxyType(dict(found["counters"])),
+            counters=FrozenDict(dict(found["counters"])),
             lock=LockStats(
-                MappingProxyType(dict(lock["acquisitions"])),
+                FrozenDict(dict(lock["acquisitions"])),
                 lock["shared"],
                 lock["contended"],
                 Quantiles.from_dict(lock["wait_ns"]),
@@ -221,7 +234,7 @@ class Stats:
             cr3=Cr3Stats.from_dict(found["cr3"]),
             cr3_write_ns=Quantiles.from_dict(found["cr3_write_ns"]),
             per_vcpu=tuple(
-                VcpuStats(MappingProxyType(dict(one["counters"])), Cr3Stats.from_dict(one["cr3"]))
+                VcpuStats(FrozenDict(dict(one["counters"])), Cr3Stats.from_dict(one["cr3"]))
                 for one in found["per_vcpu"]
             ),
             **{
@@ -279,7 +292,7 @@ class ShadowPage:
         plain = {name: found[name] for name in cls.__dataclass_fields__ if name not in {"parents", "sptes"}}
         plain |= {name: bool(plain[name]) for name in ("direct", "invalid", "unsync")}
         parents = tuple((page, index) for page, index in found["parents"])
-        return cls(**plain, parents=parents, sptes=MappingProxyType(dict(found["sptes"])))
+        return cls(**plain, parents=parents, sptes=FrozenDict(dict(found["sptes"])))
 
     def __repr__(self) -> str:
         marks = "".join(f" {name}" for name in ("direct", "invalid", "unsync") if getattr(self, name))
@@ -289,9 +302,9 @@ class ShadowPage:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class RunReport:
-    """What a run of programs did.
+    """What a run of programs did. Equal to another whose numbers and outcomes are.
 
     Attributes
     ----------
@@ -316,6 +329,17 @@ class RunReport:
     ops_done: tuple[int, ...]
     faults: int
     outcomes: "tuple[npt.NDArray[np.void], ...] | None"
+
+    __eq__ = same
+    __hash__ = digest
+
+    def _repr_html_(self) -> str:
+        """Show a row for each vCPU, in a notebook."""
+        from shadow_mmu.text import html_table  # noqa: PLC0415  rich is for those who look
+
+        rows = [(f"vCPU {index}", f"{count:,}") for index, count in enumerate(self.ops_done)]
+        rows += [("faults", f"{self.faults:,}"), ("seconds", f"{self.seconds:.3f}")]
+        return html_table(("", "operations"), rows)
 
     def __repr__(self) -> str:
         return f"<RunReport {sum(self.ops_done):,} operations in {self.seconds:.3f} s, {self.faults:,} faults>"

@@ -1,12 +1,13 @@
 """The tables that the command line prints: one column a policy, one row a figure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 from rich.table import Table
 
 from shadow_mmu.report import INVLPG_NOTE, ReplayReport, ReplayResult
+from shadow_mmu.text import html_table, html_text
 
 if TYPE_CHECKING:
     from shadow_mmu.stats import LockStats, LongestUse, Quantiles
@@ -89,6 +90,32 @@ _REPLAY_ROWS: Final[Sequence[tuple[str, Callable[[ReplayResult], str]] | None]] 
 )  # fmt: skip
 
 
+def replay_html(report: ReplayReport) -> str:
+    """Return the table of a replay as HTML, and what differed, for a notebook."""
+    rows = ((row[0].strip(), *(row[1](result) for result in report.results)) for row in _REPLAY_ROWS if row)
+    parts = [html_text(_replay_title(report)), html_table(["", *(str(one.policy) for one in report.results)], rows)]
+    return "".join([*parts, *(html_text(line) for result in report.results for line in _remarks(report, result))])
+
+
+def _replay_title(report: ReplayReport) -> str:
+    return f"{report.recording}: {report.events:,} events"
+
+
+def _remarks(report: ReplayReport, result: ReplayResult) -> Iterator[str]:
+    """Yield what differed, and whether it was interrupted."""
+    for title, found, count in (
+        ("mismatch", result.mismatches, result.mismatch_count),
+        ("legally stale", result.stale_legal, len(result.stale_legal)),
+        ("violation", result.violations, len(result.violations)),
+    ):
+        for one in found[:_SHOWN]:
+            yield f"{result.policy}: {title}: {one}"
+        if count > _SHOWN:
+            yield f"{result.policy}: {title}: {count - _SHOWN:,} more"
+    if result.interrupted:
+        yield f"{result.policy}: interrupted after {result.events_done:,} of {report.events:,} events"
+
+
 def replay_table(report: ReplayReport) -> Table:
     """Return the table of a replay."""
     table = Table()
@@ -107,21 +134,12 @@ def print_replay(report: ReplayReport, out: Console) -> None:
     """Print the table, what differed, and what to know about it."""
     if report.results:
         first = report.results[0]
-        out.print(f"{report.recording}: {report.events:,} events")
+        out.print(_replay_title(report), markup=False)
         out.print(replay_table(report))
         out.print(f"mode {first.mode}, model {first.model}. {INVLPG_NOTE}")
     for result in report.results:
-        for title, found, count in (
-            ("mismatch", result.mismatches, result.mismatch_count),
-            ("legally stale", result.stale_legal, len(result.stale_legal)),
-            ("violation", result.violations, len(result.violations)),
-        ):
-            for one in found[:_SHOWN]:
-                out.print(f"{result.policy}: {title}: {one}", markup=False)
-            if count > _SHOWN:
-                out.print(f"{result.policy}: {title}: {count - _SHOWN:,} more")
-        if result.interrupted:
-            out.print(f"{result.policy}: interrupted after {result.events_done:,} of {report.events:,} events")
+        for line in _remarks(report, result):
+            out.print(line, markup=False)
 
 
 _KPTI_ROWS: Final[Sequence[tuple[str, Callable[["KptiResult"], str]]]] = (
@@ -144,23 +162,49 @@ _KPTI_ROWS: Final[Sequence[tuple[str, Callable[["KptiResult"], str]]]] = (
 )  # fmt: skip
 
 
-def print_kpti(report: "KptiReport", out: Console) -> None:
-    """Print the table of a KPTI run."""
-    title = (
+def _kpti_title(report: "KptiReport") -> str:
+    return (
         f"KPTI ping-pong: {report.vcpus} vCPUs, {report.processes} process{'es' if report.processes > 1 else ''} each, "
         f"{report.switches:,} switches each, {report.edits:g} table edits a switch, seed {report.seed}"
     )
-    _print_runs(title, report.results, out)
+
+
+def _churn_title(report: "ChurnReport") -> str:
+    rates = "".join(f", {name.replace('_', ' ')} {value:,g}" for name, value in report.rates)
+    return (
+        f"{report.workload}: {report.vcpus} vCPUs{rates}, seed {report.seed}: {report.switches:,} switches, "
+        f"{report.meant_faults:,} faults that are meant, in all"
+    )
+
+
+def kpti_html(report: "KptiReport") -> str:
+    """Return the table of a KPTI run as HTML, for a notebook."""
+    return _html_of_runs(_kpti_title(report), report.results)
+
+
+def churn_html(report: "ChurnReport") -> str:
+    """Return the table of fork churn or thread churn as HTML, for a notebook."""
+    return _html_of_runs(_churn_title(report), report.results)
+
+
+def _html_of_runs(title: str, results: "Sequence[KptiResult]") -> str:
+    rows = ((name.strip(), *(show(result) for result in results)) for name, show in _KPTI_ROWS)
+    table = html_table(["", *(str(result.policy) for result in results)], rows)
+    return "".join([html_text(title), table, *map(html_text, _violations(results))])
+
+
+def _violations(results: "Sequence[KptiResult]") -> list[str]:
+    return [f"{one.policy}: violation: {text}" for one in results for text in one.violations[:_SHOWN]]
+
+
+def print_kpti(report: "KptiReport", out: Console) -> None:
+    """Print the table of a KPTI run."""
+    _print_runs(_kpti_title(report), report.results, out)
 
 
 def print_churn(report: "ChurnReport", out: Console) -> None:
     """Print the table of fork churn or thread churn."""
-    rates = "".join(f", {name.replace('_', ' ')} {value:,g}" for name, value in report.rates)
-    title = (
-        f"{report.workload}: {report.vcpus} vCPUs{rates}, seed {report.seed}: {report.switches:,} switches, "
-        f"{report.meant_faults:,} faults that are meant, in all"
-    )
-    _print_runs(title, report.results, out)
+    _print_runs(_churn_title(report), report.results, out)
 
 
 def _print_runs(title: str, results: "Sequence[KptiResult]", out: Console) -> None:
@@ -172,6 +216,5 @@ def _print_runs(title: str, results: "Sequence[KptiResult]", out: Console) -> No
         table.add_row(name, *(show(result) for result in results))
     out.print(title)
     out.print(table)
-    for result in results:
-        for violation in result.violations[:_SHOWN]:
-            out.print(f"{result.policy}: violation: {violation}", markup=False)
+    for line in _violations(results):
+        out.print(line, markup=False)

@@ -7,7 +7,7 @@ from typing import Final
 
 from rich.console import Console, RenderableType
 
-__all__ = ["html_table", "rendered"]
+__all__ = ["html_table", "html_text", "rendered"]
 
 # As wide as a table needs: who shows it breaks its lines, or scrolls.
 _WIDTH: Final = 200
@@ -20,6 +20,11 @@ def rendered(*parts: RenderableType) -> str:
         for part in parts:
             out.print(part)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def html_text(text: str) -> str:
+    """Return a paragraph of HTML, the text escaped."""
+    return f"<p>{escape(text)}</p>"
 
 
 def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -8,88 +8,28 @@ b'\x07 '
 """
 
 import operator
-import re
 import threading
 from collections.abc import Callable, Sequence
 from io import BytesIO
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, SupportsIndex
 
 import numpy as np
 
 from shadow_mmu import _native
+from shadow_mmu.config import VmConfig, whole
 from shadow_mmu.errors import ConfigError, MemoryRangeError, ProgramError
 from shadow_mmu.ops import NO_PAGES, OUTCOME, TRACE, Pages, Program, check_pages, validate
-from shadow_mmu.policy import Policy
 from shadow_mmu.stats import LockUser, RunReport, ShadowPage, Stats
-from shadow_mmu.types import MAX_GUEST_BYTES, MAX_VCPUS, Memslot
+from shadow_mmu.types import MAX_GUEST_BYTES, Memslot
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Buffer
 
-MAX_TLB_ENTRIES: Final = 1 << 16
+    from shadow_mmu.policy import Policy
+
 PIECE: Final = 4 << 20
 """Bytes of guest memory that one call of the core reads or writes: Python looks for signals between two."""
-_SIZE = re.compile(r"\s*([0-9]{1,20})\s*(B|K|M|G|T|KiB|MiB|GiB|TiB)?\s*", re.ASCII)
-_SHIFT = {"B": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-
-
-def parse_size(text: str) -> int:
-    """Read a size such as ``"128MiB"``, ``"4 KiB"`` or ``"1G"`` (binary units) in bytes.
-
-    Raises
-    ------
-    ConfigError
-        It is no such size.
-
-    """
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise ConfigError(f"no size {text!r}: expected a number and one of B, KiB, MiB, GiB, TiB")
-    return int(match[1]) << _SHIFT[(match[2] or "B")[0]]
-
-
-def whole(name: str, value: object, low: int, high: int) -> int:
-    """Return ``value`` as an int if it is a whole number in ``low..high``.
-
-    Raises
-    ------
-    ConfigError
-        It is not.
-
-    """
-    if isinstance(value, SupportsIndex) and not isinstance(value, bool):
-        number = operator.index(value)
-        if low <= number <= high:
-            return number
-    raise ConfigError(f"{name} is {value!r}: expected a whole number from {low:,} to {high:,}")
-
-
-def memslots(memory: object, maxphyaddr: int = 46) -> tuple[Memslot, ...]:
-    """Return the memslots that ``memory`` asks for: a size (one slot at gpa 0) or a list of slots.
-
-    Raises
-    ------
-    ConfigError
-        It is neither.
-    MemoryRangeError
-        A slot is misaligned, ends above guest-physical memory, or overlaps another.
-
-    """
-    if isinstance(memory, str):
-        memory = parse_size(memory)
-    if isinstance(memory, SupportsIndex) and not isinstance(memory, bool):
-        memory = [Memslot(0, operator.index(memory))]
-    if not isinstance(memory, Sequence) or not memory or not all(isinstance(slot, Memslot) for slot in memory):
-        raise ConfigError(f"memory is {memory!r}: expected a size such as '128MiB', bytes, or a list of Memslot")
-    slots = tuple(sorted(memory, key=lambda slot: slot.gpa))
-    for before, after in pairwise(slots):
-        if before.gpa + before.bytes > after.gpa:
-            raise MemoryRangeError(f"{after!r} overlaps {before!r}")
-    if slots[-1].gpa + slots[-1].bytes > 1 << maxphyaddr:
-        raise MemoryRangeError(f"{slots[-1]!r} ends above the {maxphyaddr}-bit guest-physical address space")
-    return slots
 
 
 def _bytes_of(data: "Buffer | npt.NDArray[Any]") -> memoryview:
@@ -242,7 +182,7 @@ class Vm:
 
     """
 
-    __slots__ = ("__weakref__", "_adding", "_closed", "_native", "_policy", "memory", "vcpus")
+    __slots__ = ("__weakref__", "_adding", "_closed", "_config", "_native", "memory", "vcpus")
 
     memory: Memory
     vcpus: tuple[_native.Vcpu, ...]
@@ -252,43 +192,73 @@ class Vm:
         memory: str | int | Sequence[Memslot] = "128MiB",
         *,
         vcpus: int = 2,
-        policy: Policy | str = "lru:3",
+        policy: "Policy | str" = "lru:3",
         tlb_entries: int = 1536,
         maxphyaddr: int = 46,
         trace: bool = False,
         lock_times: bool = False,
         lock_watch: bool = False,
     ) -> None:
-        # What could not be made is closed, and has a repr.
-        self._closed = True
-        self.vcpus = ()
-        self._adding = threading.Lock()
-        self._policy = policy if isinstance(policy, Policy) else Policy.parse(policy)
-        count = whole("vcpus", vcpus, 1, MAX_VCPUS)
-        width = whole("maxphyaddr", maxphyaddr, 36, 52)
-        entries = whole("tlb_entries", tlb_entries, 0, MAX_TLB_ENTRIES)
-        slots = memslots(memory, width)
-        self._native = _native.Vm(
-            slots=[(slot.gpa, slot.bytes) for slot in slots],
-            vcpus=count,
-            policy=self._policy.name,
-            lock=self._policy.lock,
-            link=self._policy.link,
-            tlb_entries=entries,
-            maxphyaddr=width,
-            trace=bool(trace),
-            lock_times=bool(lock_times),
-            lock_watch=bool(lock_watch),
-            cr3_times=bool(lock_times),
+        self._make(
+            VmConfig(
+                memory,
+                vcpus=vcpus,
+                policy=policy,
+                tlb_entries=tlb_entries,
+                maxphyaddr=maxphyaddr,
+                trace=trace,
+                lock_times=lock_times,
+                lock_watch=lock_watch,
+            )
         )
+
+    @classmethod
+    def from_config(cls, config: VmConfig) -> Self:
+        """Make the machine that a configuration describes.
+
+        Raises
+        ------
+        ConfigError
+            ``config`` is none.
+        GuestMemoryError
+            The host has not that much memory.
+
+        """
+        if not isinstance(config, VmConfig):
+            raise ConfigError(f"config is {config!r}: expected a VmConfig")
+        vm = cls.__new__(cls)
+        vm._make(config)
+        return vm
+
+    def _make(self, config: VmConfig) -> None:
         self._closed = False
-        self.memory = Memory(self._native, slots)
+        self._adding = threading.Lock()
+        self._config = config
+        self._native = _native.Vm(
+            slots=[(slot.gpa, slot.bytes) for slot in config.memory],
+            vcpus=config.vcpus,
+            policy=config.policy.name,
+            lock=config.policy.lock,
+            link=config.policy.link,
+            tlb_entries=config.tlb_entries,
+            maxphyaddr=config.maxphyaddr,
+            trace=config.trace,
+            lock_times=config.lock_times,
+            lock_watch=config.lock_watch,
+            cr3_times=config.lock_times,
+        )
+        self.memory = Memory(self._native, config.memory)
         self.vcpus = tuple(self._native.vcpus)
 
     @property
-    def policy(self) -> Policy:
+    def config(self) -> VmConfig:
+        """What the machine was made of; memslots that were added later are in ``memory.slots``."""
+        return self._config
+
+    @property
+    def policy(self) -> "Policy":
         """The root-cache policy."""
-        return self._policy
+        return self._config.policy
 
     @property
     def closed(self) -> bool:
@@ -414,7 +384,7 @@ class Vm:
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be copied or pickled: a machine is not a value."""
-        raise TypeError("a Vm cannot be copied or pickled: make another one of its parameters")
+        raise TypeError("a Vm cannot be copied or pickled: make another one of its config")
 
     def __enter__(self) -> Self:
         return self
@@ -423,5 +393,7 @@ class Vm:
         self.close()
 
     def __repr__(self) -> str:
+        if not hasattr(self, "vcpus"):
+            return "<Vm that could not be made>"
         state = "closed" if self._closed else f"{self.memory.size >> 10:,} KiB"
-        return f"<Vm {state}, {len(self.vcpus)} vCPUs, policy {self._policy}>"
+        return f"<Vm {state}, {len(self.vcpus)} vCPUs, policy {self.policy}>"

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 
+from shadow_mmu.config import whole
 from shadow_mmu.contend.cells import NO_COUNTS, Counts, Group, build
 from shadow_mmu.contend.report import ContentionReport, ContentionRow
 from shadow_mmu.errors import ConfigError
 from shadow_mmu.policy import Policy
 from shadow_mmu.stats import RunReport
 from shadow_mmu.types import MAX_VCPUS
-from shadow_mmu.vm import Vm, whole
+from shadow_mmu.vm import Vm
 
 if TYPE_CHECKING:
     from shadow_mmu.stats import LongestUse, Quantiles

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from shadow_mmu.errors import ConfigError, DumpError
+from shadow_mmu.frozen import digest, same
 from shadow_mmu.model.constants import (
     ACC_ALL,
     ACC_U,
@@ -92,6 +93,9 @@ class Leaves:
     tables: int
     absent: Trouble
     reserved: Trouble
+
+    __eq__ = same
+    __hash__ = digest
 
     def __len__(self) -> int:
         return len(self.rows)

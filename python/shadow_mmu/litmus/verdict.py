@@ -69,6 +69,15 @@ class Verdict:
             "timeline": None if self.timeline is None else self.timeline.as_dict(),
         }
 
+    def _repr_html_(self) -> str:
+        """Show the verdict and, for a bad one, the execution as a timeline, in a notebook."""
+        from shadow_mmu.litmus.svg import draw  # noqa: PLC0415  only for those who look
+        from shadow_mmu.text import html_text  # noqa: PLC0415  the same
+
+        name = f"{self.test}, {self.weaken}" if self.weaken else self.test
+        said = html_text(f"{name} under {self.model}: {self.outcome}{f' ({self.reason})' if self.reason else ''}")
+        return said if self.timeline is None else said + draw(name, self.timeline)
+
 
 def run(name: str | Litmus, weaken: str = "", model_name: str = "rc11") -> Verdict:
     """Explore a litmus test until a bad execution is found or there are no more.

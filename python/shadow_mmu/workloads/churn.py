@@ -66,6 +66,12 @@ class ChurnReport:
             "interrupted": self.interrupted,
         }
 
+    def _repr_html_(self) -> str:
+        """Show the table that the command line prints, in a notebook."""
+        from shadow_mmu.tables import churn_html  # noqa: PLC0415  rich is for those who look
+
+        return churn_html(self)
+
 
 def run_churn(
     name: ChurnName,

@@ -83,6 +83,12 @@ class KptiReport:
             "interrupted": self.interrupted,
         }
 
+    def _repr_html_(self) -> str:
+        """Show the table that the command line prints, in a notebook."""
+        from shadow_mmu.tables import kpti_html  # noqa: PLC0415  rich is for those who look
+
+        return kpti_html(self)
+
 
 def run_kpti(
     policies: Iterable[Policy | str] = ("locked", "seed"),
