@@ -4,6 +4,8 @@ A guest fault is not an error of the caller: it is what the processor would deli
 common base but :class:`Exception`, so that ``except ShadowMmuError`` never hides a guest event.
 """
 
+from functools import partial
+
 __all__ = [
     "BrokenError",
     "ClosedError",
@@ -59,6 +61,11 @@ class MissingExtraError(ShadowMmuError, ImportError):
     def __init__(self, what: str, library: str, extra: str) -> None:
         """Say how to get the library."""
         super().__init__(f"{what} needs {library}, which is not installed: pip install 'shadow-mmu[{extra}]'")
+        self._parts = (what, library, extra)
+
+    def __reduce__(self) -> tuple[type[Exception], tuple[str, str, str]]:
+        """Make the copy of the parts: the text is made of them."""
+        return type(self), self._parts
 
 
 class UnsupportedModeError(ShadowMmuError):
@@ -117,6 +124,11 @@ class DumpError(ShadowMmuError, ValueError):
         self.offset = offset
         self.found = found
         self.expected = expected
+
+    def __reduce__(self) -> tuple["partial[Exception]", tuple[str, str]]:
+        """Make the copy of the parts, which are not all positional."""
+        rest = {"offset": self.offset, "found": self.found, "expected": self.expected}
+        return partial(type(self), **rest), (self.path, self.what)
 
     def __str__(self) -> str:
         """Say where, what, found what, expected what."""
