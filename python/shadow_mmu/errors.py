@@ -125,10 +125,10 @@ class DumpError(ShadowMmuError, ValueError):
         self.found = found
         self.expected = expected
 
-    def __reduce__(self) -> tuple["partial[Exception]", tuple[str, str]]:
+    def __reduce__(self) -> tuple["partial[DumpError]", tuple[str, str]]:
         """Make the copy of the parts, which are not all positional."""
-        rest = {"offset": self.offset, "found": self.found, "expected": self.expected}
-        return partial(type(self), **rest), (self.path, self.what)
+        make = partial(type(self), offset=self.offset, found=self.found, expected=self.expected)
+        return make, (self.path, self.what)
 
     def __str__(self) -> str:
         """Say where, what, found what, expected what."""

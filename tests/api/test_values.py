@@ -32,6 +32,7 @@ from shadow_mmu import Memslot, Policy, Recording, Vm, VmConfig, errors, ops, re
 from shadow_mmu.frozen import FrozenDict
 from shadow_mmu.litmus.timeline import Timeline
 from shadow_mmu.policy import LINK_ORDERS, LOCK_KINDS
+from shadow_mmu.stressing.plan import StressPlan
 from shadow_mmu.workloads.runner import run_kpti
 
 LIVING = {
@@ -114,7 +115,17 @@ def arrays(annotation: Any) -> st.SearchStrategy[Any]:  # noqa: ANN401  of an ar
     )
 
 
+plans = st.builds(
+    StressPlan,
+    vcpus=st.integers(2, 4),
+    policy=policies,
+    seconds=st.none(),
+    steps=st.integers(1, 1 << 20),
+    seed=st.integers(0, 9),
+    turns=st.booleans(),
+)
 BY_CLASS: dict[Any, st.SearchStrategy[Any]] = {
+    StressPlan: plans,
     int: words,
     bool: st.booleans(),
     float: st.floats(allow_nan=False),
@@ -150,6 +161,8 @@ def drawn(annotation: Any) -> st.SearchStrategy[Any]:  # noqa: ANN401  any type;
         return st.sampled_from(list(annotation))
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return instances(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, tuple):  # a NamedTuple
+        return st.builds(annotation, *map(drawn, typing.get_type_hints(annotation).values()))
     if annotation in (Any, bytes):
         return st.binary(max_size=4)
     pytest.fail(f"no way to draw a {annotation}: add one above")
