@@ -179,6 +179,19 @@ stress-long: $(VENV)/.dev ## The same for ten minutes with 2 vCPUs and ten minut
 soak: $(VENV)/.dev ## Run the long differential tests: a million operations on core and model
 	HYPOTHESIS_PROFILE=soak $(BIN)/pytest tests -m soak --timeout 0
 
+# Hours: what is left when every day's run is green.
+.PHONY: soak-model
+soak-model: $(VENV)/.dev ## Go deeper with both model checkers: more vCPUs in P11, more preemptions in loom, litmus programs by chance
+	@mkdir -p $(MODELS)
+	$(BIN)/python -m tests.litmus.checker_programs $${PROGRAMS:-20000} >$(MODELS)/programs.jsonl
+	LITMUS_PROGRAMS=$(abspath $(MODELS))/programs.jsonl \
+	RUSTFLAGS="--cfg explored" CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+		cargo test --package shadow-mmu --package shadow-mmu-sync --release --lib --target-dir target/explored -- --include-ignored --nocapture
+	RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=$${LOOM_MAX_PREEMPTIONS:-4} \
+	CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+		cargo test --package shadow-mmu --package shadow-mmu-sync --release --lib --target-dir target/loom \
+			models:: -- --include-ignored --nocapture
+
 .PHONY: docs
 docs: ## Build the API documentation of the Rust crates; warnings are errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
