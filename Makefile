@@ -66,6 +66,7 @@ clippy:
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
 	cargo clippy --package shadow-mmu --all-targets --features count-sync --quiet -- -D warnings
 	cargo clippy --package shadow-mmu-py --features mutants --quiet -- -D warnings
+	cargo clippy --package shadow-mmu --package shadow-mmu-sync --all-targets --features shadow-mmu/scheduled,shadow-mmu/mutants --quiet -- -D warnings
 	RUSTFLAGS="--cfg loom" cargo clippy --package shadow-mmu --package shadow-mmu-sync --lib --profile test --quiet \
 		--target-dir target/loom -- -D warnings
 	RUSTFLAGS="--cfg explored" cargo clippy --package shadow-mmu --package shadow-mmu-sync --lib --profile test --quiet \
@@ -169,6 +170,11 @@ EVERY_LOCK := --lock queued --lock ticket --lock ttas --lock mutex --lock rwlock
 stress: $(VENV)/.dev ## Let 2 and 8 vCPUs do everything at once under every policy and kind of lock, each access judged: 20 seconds
 	$(STRESS) $(EVERY_LOCK) --vcpus 2 --seconds 0.65 --audit-every 2000
 	$(STRESS) $(EVERY_LOCK) --vcpus 8 --seconds 0.65 --audit-every 2000 --no-lock-times
+
+.PHONY: schedules
+schedules: ## The stress under a deterministic scheduler: seeds hold, mutants are caught, failing schedules fail again
+	cargo test --package shadow-mmu-sync --features scheduled --quiet --lib schedule
+	SCHEDULES_SECONDS=$${SCHEDULES_SECONDS:-20} cargo test --package shadow-mmu --test schedules --features scheduled,mutants --quiet
 
 .PHONY: stress-long
 stress-long: $(VENV)/.dev ## The same for ten minutes with 2 vCPUs and ten minutes with 8

@@ -2,6 +2,7 @@
 //!
 //! * native: `core`'s, in types of the same layout;
 //! * native with the feature `count-sync`: the same, and they count what the calling thread does;
+//! * native with the feature `scheduled`: the same, and the scheduler in [`schedule`] says which thread goes on;
 //! * `--cfg loom`: loom's, so that a model checker runs the production types;
 //! * `--cfg explored`: those of the checker in `explored`, which has no bound on preemptions.
 //!
@@ -16,6 +17,9 @@ pub mod count;
 pub mod explored;
 #[cfg(not(any(loom, explored)))]
 mod native;
+
+#[cfg(all(feature = "scheduled", not(any(loom, explored))))]
+pub mod schedule;
 
 #[cfg(explored)]
 pub use self::explored::{AtomicBool, AtomicU32, AtomicU64, fence, spin_loop, yield_now};

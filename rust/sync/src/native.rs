@@ -12,11 +12,21 @@ use bytemuck::Zeroable;
 
 use super::Ordering;
 
-pub use std::thread::yield_now;
+/// As [`std::thread::yield_now`]; in a build with `scheduled` a thread that entered gives its turn away.
+#[inline]
+pub fn yield_now() {
+    #[cfg(feature = "scheduled")]
+    if super::schedule::wait() {
+        return;
+    }
+    std::thread::yield_now();
+}
 
-/// Adds 1 to a counter of the calling thread; nothing without `count-sync`.
+/// Adds 1 to a counter of the calling thread; nothing without `count-sync`. A point of the schedule with `scheduled`.
 macro_rules! count {
     ($what:ident) => {
+        #[cfg(feature = "scheduled")]
+        $crate::schedule::point();
         #[cfg(feature = "count-sync")]
         $crate::count::note(|counts| counts.$what += 1);
     };
@@ -26,6 +36,10 @@ pub(crate) use count;
 /// As [`core::hint::spin_loop`].
 #[inline]
 pub fn spin_loop() {
+    #[cfg(feature = "scheduled")]
+    if super::schedule::wait() {
+        return;
+    }
     core::hint::spin_loop();
 }
 

@@ -40,6 +40,8 @@ use self::{
     guest::Guest,
     history::Clock,
 };
+#[cfg(feature = "scheduled")]
+pub use crate::sync::schedule;
 use crate::{
     addr::{ENTRIES, PAGE_SIZE},
     error::{Error, Result},
@@ -119,16 +121,65 @@ pub fn bytes_needed(vcpus: usize) -> u64 {
 /// # Ok::<(), shadow_mmu::Error>(())
 /// ```
 pub fn stress(vm: &Vm, config: &StressConfig, control: &Control) -> Result<StressReport> {
-    stress_with(vm, config, control, |_, _| {})
+    stress_with(vm, config, control, &Bare)
 }
 
-/// The same; `hook` is called before each step of a vCPU with its number and whether to stop: tests stall in it.
-fn stress_with(
+/// The same with the vCPUs' threads under a scheduler: the whole run is a function of its strategy and the configuration's seed,
+/// if the limit is one of steps and the kind of lock is one of this library's own.
+///
+/// # Errors
+/// As [`stress`].
+#[cfg(feature = "scheduled")]
+pub fn stress_scheduled(
     vm: &Vm,
     config: &StressConfig,
     control: &Control,
-    hook: impl Fn(usize, &threads::Floor<'_>) + Sync,
+    scheduler: &std::sync::Arc<schedule::Scheduler>,
 ) -> Result<StressReport> {
+    stress_with(vm, config, control, &scheduled::Scheduled(scheduler))
+}
+
+/// What stands around the vCPUs' threads.
+trait Rig: Sync {
+    /// What a thread holds while it runs.
+    type Stay;
+
+    /// Called first on each vCPU's thread.
+    fn enter(&self, vcpu: usize) -> Self::Stay;
+
+    /// Called before each step.
+    fn before_step(&self, _vcpu: usize, _floor: &threads::Floor<'_>) {}
+}
+
+/// Nothing stands around them.
+struct Bare;
+
+impl Rig for Bare {
+    type Stay = ();
+
+    fn enter(&self, _vcpu: usize) {}
+}
+
+/// A scheduler stands around them.
+#[cfg(feature = "scheduled")]
+mod scheduled {
+    use std::sync::Arc;
+
+    use super::Rig;
+    use crate::sync::schedule::{Entered, Scheduler};
+
+    pub(super) struct Scheduled<'a>(pub(super) &'a Arc<Scheduler>);
+
+    impl Rig for Scheduled<'_> {
+        type Stay = Entered;
+
+        fn enter(&self, vcpu: usize) -> Entered {
+            self.0.enter(vcpu)
+        }
+    }
+}
+
+fn stress_with(vm: &Vm, config: &StressConfig, control: &Control, rig: &impl Rig) -> Result<StressReport> {
     config.validate()?;
     vm.check_health()?;
     let slots: Vec<_> = vm.memory().iter().collect();
@@ -157,7 +208,7 @@ fn stress_with(
             cpus
         }
         Interleaving::Threads => {
-            actors = threads::run(vm, config, actors, cpus, &clock, &mut report, control, hook)?;
+            actors = threads::run(vm, config, actors, cpus, &clock, &mut report, control, rig)?;
             vm.all_cpus()?
         }
     };

@@ -8,6 +8,19 @@ fn machine(vcpus: usize, policy: Policy) -> Vm {
     Vm::new(VmConfig { slots, vcpus, policy, ..VmConfig::default() }).unwrap()
 }
 
+/// Something that is done before each step.
+struct Hook<F>(F);
+
+impl<F: Fn(usize, &threads::Floor<'_>) + Sync> Rig for Hook<F> {
+    type Stay = ();
+
+    fn enter(&self, _vcpu: usize) {}
+
+    fn before_step(&self, vcpu: usize, floor: &threads::Floor<'_>) {
+        (self.0)(vcpu, floor);
+    }
+}
+
 fn steps(seed: u64, steps: u64) -> StressConfig {
     StressConfig { seed, limit: Limit::Steps(steps), audit_every: 200, ..StressConfig::default() }
 }
@@ -71,7 +84,7 @@ fn a_store_that_nobody_made_is_found_at_the_end() {
             }
         };
         let config = StressConfig { keep_going: true, ..steps(3, 400) };
-        let report = stress_with(&vm, &config, &Control::new(), spoil).unwrap();
+        let report = stress_with(&vm, &config, &Control::new(), &Hook(spoil)).unwrap();
         assert!(!report.ok());
         let found = report.findings.iter().any(|found| found.what == "memory" && found.text.contains(what));
         assert!(found, "{:#?}", report.findings);
@@ -88,7 +101,7 @@ fn d5_a_table_changed_behind_the_oracle_is_found_by_an_access() {
             floor.vm.host_write(Gpa::new(entry), &((guest.frames[0] + 25 * PAGE_SIZE) | 0x67).to_le_bytes()).unwrap();
         }
     };
-    let report = stress_with(&vm, &steps(5, 3000), &Control::new(), spoil).unwrap();
+    let report = stress_with(&vm, &steps(5, 3000), &Control::new(), &Hook(spoil)).unwrap();
     assert!(report.findings.iter().any(|found| found.what == "D.5" || found.what == "memory"), "{report:#?}");
 }
 
@@ -102,7 +115,7 @@ fn a_vcpu_that_stops_is_reported_with_what_everybody_is_at() {
     };
     let config = StressConfig { patience: Duration::from_millis(200), audit_every: 0, ..steps(1, 1_000_000) };
     let began = Instant::now();
-    let error = stress_with(&vm, &config, &Control::new(), stall).unwrap_err();
+    let error = stress_with(&vm, &config, &Control::new(), &Hook(stall)).unwrap_err();
     let Error::Stuck { report } = error else { panic!("{error}") };
     assert!(report.starts_with("vCPU 1 made no step for 0.2"), "{report}");
     assert!(report.contains("\nvCPU 0: ") && report.contains("guest mode left"), "{report}");
@@ -124,7 +137,7 @@ fn a_lock_that_is_kept_is_reported_with_holder_and_waiter_and_the_run_ends_when_
         }
     };
     let config = StressConfig { patience: Duration::from_millis(200), ..steps(1, 1_000_000) };
-    let error = stress_with(&vm, &config, &Control::new(), keep).unwrap_err();
+    let error = stress_with(&vm, &config, &Control::new(), &Hook(keep)).unwrap_err();
     let Error::Stuck { report } = error else { panic!("{error}") };
     assert!(report.contains("\nmmu_lock: the host holding for host, for 0."), "{report}");
     assert!(report.contains("\nmmu_lock: vCPU 1 waiting for "), "{report}");

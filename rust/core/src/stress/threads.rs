@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    StressReport,
+    Rig, StressReport,
     actor::Actor,
     config::{Limit, StressConfig},
     history::Clock,
@@ -105,14 +105,14 @@ struct Runner<'a, 'f> {
 }
 
 impl<'a> Runner<'a, '_> {
-    fn run(&mut self, cpu: Cpu<'a>, hook: impl Fn(usize, &Floor<'_>)) -> Result<()> {
+    fn run(&mut self, cpu: Cpu<'a>, rig: &impl Rig) -> Result<()> {
         let floor = self.floor;
         let mut cpu = cpu;
         self.actor.begin(&mut cpu)?;
         let (mut over, mut counted) = (false, false);
         while !floor.is_over() {
             cpu = self.rest_if_asked(cpu, over);
-            hook(self.actor.vcpu, floor);
+            rig.before_step(self.actor.vcpu, floor);
             if over {
                 if self.actor.drain(&mut cpu)? && !counted {
                     counted = true;
@@ -179,7 +179,7 @@ pub(super) fn run<'a>(
     clock: &'a Clock,
     report: &mut StressReport,
     control: &'a Control,
-    hook: impl Fn(usize, &Floor<'_>) + Sync,
+    rig: &impl Rig,
 ) -> Result<Vec<Actor<'a>>> {
     let floor = Floor {
         vm,
@@ -197,11 +197,12 @@ pub(super) fn run<'a>(
         Limit::Seconds(seconds) => Some(began + Duration::from_secs_f64(seconds)),
         Limit::Steps(_) => None,
     };
-    let (floor, hook) = (&floor, &hook);
+    let floor = &floor;
     let bodies = actors.into_iter().zip(cpus).map(|(actor, cpu)| {
         move || {
+            let _stay = rig.enter(actor.vcpu);
             let mut runner = Runner { floor, actor, steps: 0, until, audits: Vec::new() };
-            let result = runner.run(cpu, hook);
+            let result = runner.run(cpu, rig);
             if result.is_err() {
                 // Nobody is to wait for this vCPU.
                 floor.halt();
