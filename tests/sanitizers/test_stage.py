@@ -120,8 +120,8 @@ def test_an_error_on_purpose_that_nobody_described_ends_the_stage(monkeypatch: p
 def test_three_suppressions_at_most_each_with_its_reason_and_none_of_this_project() -> None:
     lines = stage.SUPPRESSIONS.read_text().splitlines()
     rules = [number for number, line in enumerate(lines) if line and not line.startswith("#")]
-    assert {lines[number] for number in rules} == {"race:test::", "race:std::sync::mpmc", "race:core::profiling"}
-    assert len(rules) == 3
+    assert {lines[number] for number in rules} <= {"race:test::", "race:std::sync::mpmc", "race:core::profiling"}
+    assert 0 < len(rules) <= 3
     assert all(lines[number - 1].startswith("# ") for number in rules)
 
 
