@@ -21,9 +21,10 @@ use support::guest::{self, Kpti};
 const WORK: [u64; 3] = [0, 300, 1400];
 /// Processes of the round robin: six CR3s, more than a current root and three previous ones.
 const PROCESSES: usize = 3;
-/// Switches of each vCPU in a run that times the lock, and runs of which the median is taken.
+/// Switches of each vCPU in a run that times the lock; clean runs of which the median is taken, and runs tried for them.
 const TIMED: usize = 8_000;
 const TIMED_RUNS: usize = 5;
+const TIMED_TRIES: usize = 100;
 
 /// Medians of a lock under policy `locked`, in nanoseconds, the clock's own 30 ns included; in a run of their own.
 #[derive(Clone, Copy)]
@@ -33,9 +34,19 @@ struct LockTimes {
 }
 
 impl LockTimes {
-    /// Medians over some runs: one alone may have been disturbed, so that its vCPUs did not meet.
+    /// Medians over some clean runs: in others the vCPUs hardly meet. More vCPUs than processors have none.
     fn measure(lock: LockKind, vcpus: usize, shared: bool) -> Self {
-        let runs: Vec<Self> = (0..TIMED_RUNS).map(|_| Self::one_run(lock, vcpus, shared)).collect();
+        let crowded = vcpus > duel::cores().len();
+        let mut runs = Vec::new();
+        for left in (0..TIMED_TRIES).rev() {
+            let (times, clean) = Self::one_run(lock, vcpus, shared);
+            if clean || crowded || left < TIMED_RUNS {
+                runs.push(times);
+            }
+            if runs.len() == TIMED_RUNS {
+                break;
+            }
+        }
         let middle = |time: fn(&Self) -> u64| {
             let mut times: Vec<u64> = runs.iter().map(time).collect();
             times.sort_unstable();
@@ -44,7 +55,7 @@ impl LockTimes {
         Self { hold: middle(|run| run.hold), wait: middle(|run| run.wait) }
     }
 
-    fn one_run(lock: LockKind, vcpus: usize, shared: bool) -> Self {
+    fn one_run(lock: LockKind, vcpus: usize, shared: bool) -> (Self, bool) {
         let make = Kpti { lock, vcpus, shared, lock_times: true, ..Kpti::new(Policy::Locked) };
         let (vm, routes) = make.build();
         for (index, route) in routes.iter().enumerate() {
@@ -61,7 +72,8 @@ impl LockTimes {
         let report = shadow_mmu::run(&vm, &programs, &[], options, &control).expect("the programs are valid");
         assert_eq!((report.ops_done, report.faults), (vec![2 * TIMED as u64; vcpus], 0));
         let times = vm.stats().expect("nobody drives a vCPU").total.lock.times.expect("times were asked for");
-        Self { hold: times.hold.quantiles().p50, wait: times.wait.quantiles().p50 }
+        let clean = report.overlap >= 0.9 * report.seconds && report.starved.unwrap_or(0.0) <= 0.01 * report.seconds;
+        (Self { hold: times.hold.quantiles().p50, wait: times.wait.quantiles().p50 }, clean)
     }
 }
 
