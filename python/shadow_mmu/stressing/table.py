@@ -60,16 +60,15 @@ def _title(report: StressReport) -> str:
 
 # Of _ROWS, for many runs.
 _SHORT: Final = {
-    "operations": "operations",
+    "operations": "ops",
     "accesses checked": "checked",
-    "guest faults": "faults",
     "shoot-downs acknowledged": "shoot-downs",
     "shadow pages synced": "syncs",
     "shadow pages zapped": "zaps",
     "audits": "audits",
     "  beyond the others' steps": "retries",
     "  longest hold, ms": "hold, ms",
-    "violations": "violations",
+    "violations": "wrong",
 }
 
 
