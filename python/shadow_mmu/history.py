@@ -11,6 +11,7 @@ recorded, modulo the accessed and dirty bits, which hardware sets without a row 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -21,10 +22,45 @@ from shadow_mmu.types import OpFlag, OpKind
 _PRESENT, _WRITE, _USER, _LARGE, _NX = 1, 2, 4, 1 << 7, 1 << 63
 _ACCESSED_DIRTY: Final = 1 << 5 | 1 << 6
 _FRAME: Final = (1 << 52) - (1 << 12)
-_CR0_WP, _CR4_LA57, _CR4_SMEP, _CR4_SMAP, _EFER_NXE = 1 << 16, 1 << 12, 1 << 20, 1 << 21, 1 << 11
+_CR0_WP, _CR4_PSE, _CR4_PAE, _CR4_LA57, _CR4_SMEP, _CR4_SMAP, _EFER_NXE = (
+    1 << bit for bit in (16, 4, 5, 12, 20, 21, 11)
+)
+_EFER_LME: Final = 1 << 8
 _START: Final = {OpKind.WRITE_CR0: 0x80050033, OpKind.WRITE_CR3: 0, OpKind.WRITE_CR4: 0x20, OpKind.WRITE_EFER: 0xD00}
 _ACCESSES: Final = frozenset((OpKind.READ, OpKind.WRITE, OpKind.FETCH, OpKind.LOAD, OpKind.STORE))
 _WRITES: Final = frozenset((OpKind.WRITE, OpKind.STORE))
+
+
+@dataclass(frozen=True, slots=True)
+class _Paging:
+    """How tables are walked (B.1)."""
+
+    levels: int
+    index_bits: int
+    entry_bytes: int
+    top: int
+    """Level of the first table."""
+    largest: int
+    """Highest level with large pages."""
+
+    @classmethod
+    def of(cls, cr4: int, efer: int) -> "_Paging":
+        """Return the paging mode of these registers, paging being on."""
+        if efer & _EFER_LME:
+            levels = 5 if cr4 & _CR4_LA57 else 4
+            return cls(levels, 9, 8, levels, 3)
+        if cr4 & _CR4_PAE:
+            return cls(3, 9, 8, 2, 2)
+        return cls(2, 10, 4, 2, 2 if cr4 & _CR4_PSE else 1)
+
+    def place(self, table: int, number: int) -> int:
+        """Return the gpa of the entry of a table that has this number, modulo the size of the table."""
+        return table + self.entry_bytes * (number & (1 << self.index_bits) - 1)
+
+    def frame(self, entry: int, level: int, span: int) -> int:
+        """Return where the page of a leaf begins."""
+        high = (entry >> 13 & 0xF) << 32 if self.levels == 2 and level == 2 else 0
+        return entry & _FRAME & ~(span - 1) | high
 
 
 class History:
@@ -114,36 +150,59 @@ class History:
         if kind not in _ACCESSES:
             return False
         cr0, cr3, cr4, efer = (self._register(register, cpu, index) for register in _START)
+        paging = _Paging.of(cr4, efer)
         # Each step of the frontier: a table and the rights (W, U, X) that the entries above it leave.
-        frontier = {(cr3 & _FRAME, True, True, True)}
-        for level in range(5 if cr4 & _CR4_LA57 else 4, 0, -1):
-            span = 1 << (12 + 9 * (level - 1))
+        frontier = {(table, True, True, True) for table in self._first_tables(index, cpu, cr3, gva, paging)}
+        for level in range(paging.top, 0, -1):
+            span = 1 << (12 + paging.index_bits * (level - 1))
             below = set()
             for table, write, user, execute in frontier:
-                for entry in self.values(table + 8 * (gva // span & 511), since, index):
-                    if not entry & _PRESENT or self._is_reserved(entry, level, efer):
+                for entry in self._entries(paging.place(table, gva // span), since, index, paging):
+                    if not entry & _PRESENT or self._is_reserved(entry, level, efer, paging):
                         continue
                     rights = (
                         write and bool(entry & _WRITE),
                         user and bool(entry & _USER),
                         execute and not entry & _NX,
                     )
-                    if level > 1 and not entry & _LARGE:
+                    if level > 1 and not (entry & _LARGE and level <= paging.largest):
                         below.add((entry & _FRAME, *rights))
-                    elif (entry & _FRAME & ~(span - 1)) | (gva & (span - 1)) == gpa and _permits(
+                    elif paging.frame(entry, level, span) | (gva & (span - 1)) == gpa and _permits(
                         rights, kind, flags, cr0, cr4
                     ):
                         return True
             frontier = below
         return False
 
+    def _first_tables(self, index: int, cpu: int, cr3: int, gva: int, paging: "_Paging") -> set[int]:
+        """Return the first tables of a walk: CR3's, or under PAE that of the PDPTR as it was when CR3 was last written."""
+        if paging.levels != 3:
+            return {cr3 & _FRAME}
+        loads = self._registers[OpKind.WRITE_CR3][cpu]
+        position = bisect_left(loads, index)
+        loaded = loads[position - 1] if position else 0
+        pdptrs = self.values((cr3 & 0xFFFF_FFE0) + 8 * (gva >> 30), loaded, loaded)
+        return {pdptr & _FRAME for pdptr in pdptrs if pdptr & _PRESENT}
+
+    def _entries(self, gpa: int, since: int, until: int, paging: "_Paging") -> set[int]:
+        """Return the values of an entry, 4 or 8 bytes wide."""
+        words = self.values(gpa & ~7, since, until)
+        if paging.entry_bytes == 8:
+            return words
+        return {word >> 8 * (gpa & 4) & 0xFFFF_FFFF & ~_ACCESSED_DIRTY for word in words}
+
     def _register(self, register: OpKind, cpu: int, index: int) -> int:
         written = self._registers[register][cpu]
         position = bisect_left(written, index)
         return int(self._ops["addr"][written[position - 1]]) if position else _START[register]
 
-    def _is_reserved(self, entry: int, level: int, efer: int) -> bool:
+    def _is_reserved(self, entry: int, level: int, efer: int, paging: "_Paging") -> bool:
+        if paging.levels == 2:
+            # PSE-36: bits 21:17 of a 4 MiB entry.
+            return level == 2 and paging.largest == 2 and bool(entry & _LARGE) and bool(entry & 0x3E_0000)
         mask = self._reserved if efer & _EFER_NXE else self._reserved | _NX
+        if paging.levels == 3:
+            mask |= (1 << 63) - (1 << 52)
         if level >= 4:
             mask |= _LARGE
         elif level > 1 and entry & _LARGE:

@@ -73,9 +73,9 @@ def write_cr0(value: int, *, vcpu: int = 0, host: bool = False) -> Op:
     return Op(OpKind.WRITE_CR0, OpFlag.HOST * host, vcpu, addr=value)
 
 
-def write_cr3(value: int, *, vcpu: int = 0) -> Op:
-    """MOV to CR3."""
-    return Op(OpKind.WRITE_CR3, 0, vcpu, addr=value)
+def write_cr3(value: int, *, vcpu: int = 0, host: bool = False) -> Op:
+    """MOV to CR3; ``host`` as for :func:`write_cr0`: no switch, but the roots of another value go."""
+    return Op(OpKind.WRITE_CR3, OpFlag.HOST * host, vcpu, addr=value)
 
 
 def write_cr4(value: int, *, vcpu: int = 0, host: bool = False) -> Op:

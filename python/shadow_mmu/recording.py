@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.lib import format as npy
 
-from shadow_mmu.errors import RecordingError, UnsupportedModeError
+from shadow_mmu.errors import RecordingError
 from shadow_mmu.frozen import FrozenDict, digest, same
 from shadow_mmu.recording_rules import check_meta, check_rows
 
@@ -120,7 +120,7 @@ def load_recording(path: str | os.PathLike[str]) -> Recording:
     RecordingError
         The file is unreadable, truncated or malformed; the text names file, row, value and what was expected.
     UnsupportedModeError
-        The guest used 32-bit or PAE paging, which this machine does not shadow yet.
+        A register row leaves the paging mode that meta states.
 
     """
     where = Path(path)
@@ -213,8 +213,4 @@ def _parse_meta(array: "npt.NDArray[Any]", where: Path) -> dict[str, Any]:
     if not isinstance(meta, dict):
         raise RecordingError(f"{where}: 'meta' is a JSON {type(meta).__name__}, expected an object")
     check_meta(meta, str(where))
-    if meta["paging"] in {"32-bit", "PAE"}:
-        raise UnsupportedModeError(
-            f"{where}: the guest used {meta['paging']} paging; this machine shadows 4-level and 5-level paging only"
-        )
     return meta

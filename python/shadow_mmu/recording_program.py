@@ -13,6 +13,9 @@ kind   row                        operation
 11     EFER now holds             WRITE_EFER with HOST
 =====  =========================  =====================================================================================
 
+The emulator behind the recordings sets the accessed bit of PAE's page-directory-pointer entries, where processors reserve it and
+refuse to load it (SDM 3A, table 4-8). It is taken out of those entries, so that the guest's own CR3 writes do not fault.
+
 A data write and the page-table store right after it on the same vCPU and word are one instruction: one fault, counted once
 for write flooding. They become one STORE with FUSED, in the place of the store.
 """
@@ -47,6 +50,7 @@ _OP_OF: Final = {
     EventKind.EFER: OpKind.WRITE_EFER,
 }
 AUDIT_DUE: Final = 1
+_ACCESSED: Final = 1 << 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,6 +146,7 @@ def compile_recording(recording: "Recording", *, check: bool = True) -> ReplayPr
     ops["kind"][from_host] = OpKind.HOST_STORE
     ops["vcpu"] = recording.cpu
     ops["addr"] = np.where(through_gva, gva, addr)
+    pages, value = without_accessed_pdptes(recording)
     ops["value"] = np.where(is_store, value, 0)
     ops["aux"] = np.where(kind == EventKind.PAGE, value, np.where(through_gva, 8, 0))
     ops["expect"] = np.where(through_gva, addr, np.where(is_access, value, 0))
@@ -166,7 +171,29 @@ def compile_recording(recording: "Recording", *, check: bool = True) -> ReplayPr
     kept = np.flatnonzero(~fused)
     ops = ops[kept]
     ops.flags.writeable = False
-    return ReplayProgram(ops, recording.page_data, kept.astype(np.int64), recording.events)
+    return ReplayProgram(ops, pages, kept.astype(np.int64), recording.events)
+
+
+def without_accessed_pdptes(recording: "Recording") -> "tuple[Pages, npt.NDArray[np.uint64]]":
+    """Return the recorded pages and values without the accessed bit in the entries that PAE's CR3 leads to."""
+    pages, value = recording.page_data, recording.value
+    if recording.paging != "PAE":
+        return pages, value
+    tables = np.unique(recording.addr[recording.kind == EventKind.CR3] & np.uint64(0xFFFF_FFE0))
+    entries = (tables[:, None] + np.arange(0, 32, 8, dtype=np.uint64)).reshape(-1)
+    keep = ~np.uint64(_ACCESSED)
+    value = np.where((recording.kind == EventKind.STORE) & np.isin(recording.addr, entries), value & keep, value)
+    arrivals = np.flatnonzero(
+        (recording.kind == EventKind.PAGE) & np.isin(recording.addr >> np.uint64(12), entries >> np.uint64(12))
+    )
+    cleared = pages[value[arrivals].astype(np.int64)].copy()
+    for row, at in zip(cleared, arrivals, strict=True):
+        words = entries[entries >> np.uint64(12) == recording.addr[at] >> np.uint64(12)] >> np.uint64(3) & np.uint64(
+            511
+        )
+        row[words.astype(np.int64)] &= keep
+    value[arrivals] = np.arange(len(pages), len(pages) + len(arrivals), dtype=np.uint64)
+    return np.concatenate([pages, cleared]), value
 
 
 def _store_of(recording: "Recording", fused: "npt.NDArray[np.bool_]") -> "npt.NDArray[np.bool_]":

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shadow_mmu.recording import Recording
 
 _PAGINGS: Final = ("4-level", "5-level", "PAE", "32-bit")
+_32_BIT_ADDRESSES: Final = frozenset({"PAE", "32-bit"})
 _MAXPHYADDR: Final = 46
 _CR0_NEEDED: Final = 1 << 31 | 1  # PG and PE
 _CR4_ALLOWED: Final = sum(1 << bit for bit in (*range(13), 16, 18, 20, 21))
@@ -75,7 +76,7 @@ def check_rows(recording: "Recording") -> None:
     RecordingError
         The first row that breaks a rule, its value and what was expected.
     UnsupportedModeError
-        A register row leaves 4- or 5-level paging.
+        A register row leaves the paging mode that meta states.
 
     """
     _check_indices(recording)
@@ -114,6 +115,9 @@ def _check_indices(recording: "Recording") -> None:
 
 
 def _canonical(recording: "Recording", address: "npt.NDArray[np.uint64]") -> "npt.NDArray[np.bool_]":
+    if recording.paging in _32_BIT_ADDRESSES:
+        narrow: npt.NDArray[np.bool_] = address >> np.uint64(32) == 0
+        return narrow
     top = address.view(np.int64) >> (56 if recording.paging == "5-level" else 47)
     canonical: npt.NDArray[np.bool_] = (top == 0) | (top == -1)
     return canonical
@@ -146,10 +150,14 @@ def _check_addresses(recording: "Recording") -> None:
 def _check_registers(recording: "Recording") -> None:
     kind, addr = recording.kind, recording.addr
     cr0, cr4, efer = (kind == which for which in (EventKind.CR0, EventKind.CR4, EventKind.EFER))
+    pae, lme = (
+        (_CR4_PAE if recording.paging != "32-bit" else 0),
+        (0 if recording.paging in _32_BIT_ADDRESSES else _EFER_LME),
+    )
     leaves = (
         (cr0 & (addr & np.uint64(_CR0_NEEDED) != _CR0_NEEDED))
-        | (cr4 & (addr & np.uint64(_CR4_PAE) == 0))
-        | (efer & (addr & np.uint64(_EFER_LME) == 0))
+        | (cr4 & (addr & np.uint64(_CR4_PAE) != pae))
+        | (efer & (addr & np.uint64(_EFER_LME) != lme))
     )
     row = _first(leaves)
     if row is not None:
@@ -160,20 +168,24 @@ def _check_registers(recording: "Recording") -> None:
     _refuse(recording, cr4 & (addr & ~np.uint64(_CR4_ALLOWED) != 0), "addr", f"CR4 bits of {_CR4_ALLOWED:#x} only")
     _refuse(recording, efer & (addr & ~np.uint64(_EFER_ALLOWED) != 0), "addr", f"EFER bits of {_EFER_ALLOWED:#x} only")
     la57 = _CR4_LA57 if recording.paging == "5-level" else 0
+    # Outside long mode the bit is allowed, and means nothing.
+    checked = cr4 if lme else np.zeros_like(cr4)
     _refuse(
         recording,
-        cr4 & (addr & np.uint64(_CR4_LA57) != la57),
+        checked & (addr & np.uint64(_CR4_LA57) != la57),
         "addr",
         f"CR4.LA57 {'set' if la57 else 'clear'}, since meta says {recording.paging}",
     )
 
 
 def _check_first_cr3(recording: "Recording") -> None:
-    """Refuse an access before the vCPU's first CR3 (and, with 5 levels, before the CR4 that says so)."""
+    """Refuse an access before the vCPU's first CR3, and before the registers that select another mode than 4-level paging."""
     kind = recording.kind
     translates = (kind == EventKind.INVLPG) | ((kind >= EventKind.READ) & (kind <= EventKind.FETCH))
     translates |= (kind == EventKind.STORE) & (recording.gva != 0)
-    needed = [(EventKind.CR3, "CR3")] + [(EventKind.CR4, "CR4")] * (recording.paging == "5-level")
+    needed = [(EventKind.CR3, "CR3")]
+    needed += [(EventKind.CR4, "CR4")] * (recording.paging in {"5-level", "32-bit"})
+    needed += [(EventKind.EFER, "EFER")] * (recording.paging in _32_BIT_ADDRESSES)
     rows = np.arange(recording.events)
     for cpu in np.unique(recording.cpu):
         own = recording.cpu == cpu

@@ -16,7 +16,6 @@ from shadow_mmu import (
     Memslot,
     ProgramError,
     ShadowMmuError,
-    UnsupportedModeError,
     Vm,
     ops,
 )
@@ -151,15 +150,6 @@ def test_a_call_that_makes_no_sense_is_refused_and_changes_nothing(
         assert vm.state_words().tobytes() == state
         assert vm.memory.read(0, SIZE) == memory
         assert vm.vcpus[0].access(GVA) == vm.vcpus[1].access(GVA)
-
-
-def test_paging_modes_that_are_not_there_are_named() -> None:
-    with Vm(SIZE, vcpus=1) as vm:
-        boot(vm)
-        off = ops.program([ops.write_cr0(0x50033, host=True)])
-        vm.run([off])
-        with pytest.raises(UnsupportedModeError):
-            vm.vcpus[0].access(GVA)
 
 
 def test_use_after_close_is_refused() -> None:

@@ -136,11 +136,8 @@ class Guest(Generic[M]):
         assert self.run(kind, value, flags=OpFlag.HOST).code == 0
 
     def set_cr3_by_host(self, value: int) -> None:
-        """Give the vCPU a CR3 without the requests of a MOV: while paging is off a CR3 write only stores."""
-        cr0 = self.state().cr0
-        self.host_cr(OpKind.WRITE_CR0, cr0 & ~(1 << 31))
-        assert self.cr3(value).code == 0
-        self.host_cr(OpKind.WRITE_CR0, cr0)
+        """Give the vCPU a CR3 without the requests of a MOV."""
+        self.host_cr(OpKind.WRITE_CR3, value)
 
     def roots(self, vcpu: int | None = None) -> list[tuple[int, int]]:
         """Return (pgd, hpa) of the current and of each previous root."""

@@ -18,17 +18,22 @@ class VcpuState:
     shut_down: bool
     roots: tuple[tuple[int, int], ...]
     tlb: dict[int, int]
+    pae: tuple[int, ...]
+    """The four entries of a PAE root."""
+    pdptrs: tuple[int, ...]
 
 
 def _vcpu(words: Iterator[int], ways: int) -> VcpuState:
-    cr0, cr3, cr4, efer, requests, shut_down, pgd, hpa, previous = islice(words, 9)
+    cr0, cr3, cr4, efer, requests, shut_down, pgd, hpa = islice(words, 8)
+    pae, pdptrs = tuple(islice(words, 4)), tuple(islice(words, 4))
+    previous = next(words)
     roots = [(pgd, hpa), *((next(words), next(words)) for _ in range(previous))]
     tlb: dict[int, int] = {}
     for _ in range(next(words)):
         next(words)  # the pointer of the set
         slots = [(next(words), next(words)) for _ in range(ways)]
         tlb.update({page - 1: value for page, value in slots if page})
-    return VcpuState(cr0, cr3, cr4, efer, requests, bool(shut_down), tuple(roots), tlb)
+    return VcpuState(cr0, cr3, cr4, efer, requests, bool(shut_down), tuple(roots), tlb, pae, pdptrs)
 
 
 def vcpu_states(state: bytes, vcpus: int, tlb_entries: int) -> list[VcpuState]:

@@ -13,13 +13,13 @@ from shadow_mmu.differential import ModelSubject, NativeSubject
 from shadow_mmu.model import LegalTranslations, Outcome
 from shadow_mmu.ops import Op
 from shadow_mmu.types import AccessKind
-from shadow_mmu.workloads.world import DATA_GFNS, INDICES, OUTSIDE, MachineConfig, World
+from shadow_mmu.workloads.world import DATA_GFNS, OUTSIDE, PAGINGS, MachineConfig, World
 
 VCPUS: Final = 2
 vcpus = st.integers(0, VCPUS - 1)
 kinds: st.SearchStrategy[AccessKind] = st.sampled_from(["read", "write", "fetch"])
 choices = st.integers(0, 7)
-places = st.tuples(st.integers(1, 5), choices, st.sampled_from(INDICES))
+places = st.tuples(st.integers(1, 5), choices, st.integers(0, 3))
 bits = st.sampled_from([0x67, 0x27, 0x07, 0x25, 0x23, 0x63, 0x65, 0x66, 1 << 63 | 0x67, 0x1E7, 0xE7, 1 << 50 | 0x67, 0])
 
 
@@ -33,24 +33,25 @@ class CoreAndModel(RuleBasedStateMachine):
 
     @initialize(
         policy=st.sampled_from(["locked", "seed", "lru:0", "lru:1", "lru:3"]),
-        levels=st.sampled_from([4, 5]),
+        paging=st.sampled_from(sorted(PAGINGS)),
         tlb=st.sampled_from([0, 1, 24]),
         seed=st.integers(0, 1000),
     )
-    def boot(self, policy: str, levels: int, tlb: int, seed: int) -> None:
+    def boot(self, policy: str, paging: str, tlb: int, seed: int) -> None:
         config = MachineConfig(policy, VCPUS, tlb)
         self.core, self.model = NativeSubject(config), ModelSubject(config)
         self.oracle = LegalTranslations(config.slots, VCPUS, config.maxphyaddr)
-        self.world = World(levels)
+        self.world = World(paging)
         setup, pages = self.world.setup(Random(seed))  # noqa: S311  reproducible
         self.pages = np.array(pages, "<u8")
         for op in setup:
             self.both(op)
         for vcpu in range(VCPUS):
-            self.both(ops.write_cr4(0x1020 if levels == 5 else 0x20, vcpu=vcpu, host=True))
-            self.both(ops.write_cr3(self.world.tables[levels][vcpu] << 12, vcpu=vcpu))
+            self.both(ops.write_cr4(self.world.paging.cr4, vcpu=vcpu, host=True))
+            self.both(ops.write_efer(self.world.paging.efer, vcpu=vcpu, host=True))
+            self.both(ops.write_cr3(self.world.tables[self.world.levels][vcpu] << 12, vcpu=vcpu))
         self.gvas = [self.world.gva(Random(number)) for number in range(8)]  # noqa: S311  reproducible
-        self.cr4 = [0x1020 if levels == 5 else 0x20] * VCPUS
+        self.cr4 = [self.world.paging.cr4] * VCPUS
 
     def both(self, op: Op) -> None:
         """Run one operation on both machines; the outcomes must be equal, and legal by D.5."""
@@ -82,18 +83,24 @@ class CoreAndModel(RuleBasedStateMachine):
         """Return the level of a drawn table and the gpa of one of its entries."""
         level, table, slot = where
         level = min(level, self.world.levels)
-        return level, self.world.tables[level][table % len(self.world.tables[level])] << 12 | 8 * slot
+        gfn = self.world.tables[level][table % len(self.world.tables[level])]
+        return level, gfn << 12 | self.world.paging.entry_bytes * self.world.paging.below[slot]
 
     @rule(vcpu=vcpus, where=places, leads=choices, low=bits)
     def guest_edit(self, vcpu: int, where: tuple[int, int, int], leads: int, low: int) -> None:
         level, gpa = self.place(where)
-        self.both(ops.store(self.world.through_window(gpa), self.entry(level, leads, low), vcpu=vcpu, ac=True))
+        size = self.world.paging.entry_bytes
+        entry = self.entry(level, leads, low) & ((1 << 8 * size) - 1)
+        self.both(ops.store(self.world.through_window(gpa), entry, size, vcpu=vcpu, ac=True))
         self.invlpg_due.append(vcpu)
 
     @rule(vcpu=vcpus, where=places, leads=choices, low=bits)
     def host_edit(self, vcpu: int, where: tuple[int, int, int], leads: int, low: int) -> None:
         level, gpa = self.place(where)
-        self.both(ops.host_store(gpa, self.entry(level, leads, low), vcpu=vcpu))
+        entry = self.entry(level, leads, low)
+        if self.world.paging.entry_bytes == 4:
+            entry = entry & 0xFFFF_FFFF | entry << 32 & (1 << 64) - 1
+        self.both(ops.host_store(gpa & ~7, entry, vcpu=vcpu))
 
     @precondition(lambda self: self.invlpg_due)
     @rule(gva=choices)
@@ -114,9 +121,15 @@ class CoreAndModel(RuleBasedStateMachine):
     def set_wp(self, vcpu: int, value: int) -> None:
         self.both(ops.write_cr0(value, vcpu=vcpu))
 
-    @rule(vcpu=vcpus, value=st.sampled_from([0xD00, 0x500]))
-    def set_nxe(self, vcpu: int, value: int) -> None:
-        self.both(ops.write_efer(value, vcpu=vcpu))
+    @rule(vcpu=vcpus, nxe=st.booleans())
+    def set_nxe(self, vcpu: int, *, nxe: bool) -> None:
+        self.both(ops.write_efer(self.world.paging.efer & ~0x800 | 0x800 * nxe, vcpu=vcpu))
+
+    @rule(vcpu=vcpus, gpa=st.sampled_from([*DATA_GFNS[:2], OUTSIDE >> 12]))
+    def paging_off_and_on(self, vcpu: int, gpa: int) -> None:
+        self.both(ops.write_cr0(0x00050033, vcpu=vcpu, host=True))
+        self.both(ops.access(gpa << 12, "write", vcpu=vcpu))
+        self.both(ops.write_cr0(0x80050033, vcpu=vcpu, host=True))
 
     @rule(vcpu=vcpus, level=st.integers(1, 5), table=choices)
     def zap(self, vcpu: int, level: int, table: int) -> None:

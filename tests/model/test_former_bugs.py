@@ -22,7 +22,7 @@ def shadow(one: Guest, gpa: int) -> ShadowPage:
 
 def test_f05_a_child_never_inherits_invalid() -> None:
     root = 4 | 7 << 8 | roles.EFER_NX | roles.CR0_WP
-    child = roles.child_role(root | roles.INVALID | roles.DIRECT, 5, direct=False)
+    child = roles.child_role(root | roles.INVALID | roles.DIRECT, 5, direct=False, index=0)
     assert child == 3 | 5 << 8 | roles.EFER_NX | roles.CR0_WP
 
 

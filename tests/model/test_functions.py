@@ -5,6 +5,8 @@ from tests.model.support import CACHING, PAGE, POLICIES, guest, visit
 
 from shadow_mmu.model.constants import INVALID_ROOT
 from shadow_mmu.model.memory import GuestMemory
+from shadow_mmu.model.permissions import make_context
+from shadow_mmu.model.registers import Registers
 from shadow_mmu.model.roots import fast_pgd_switch, free_all_roots, free_roots, is_usable
 from shadow_mmu.model.unsync import try_to_unsync
 from shadow_mmu.model.walk import compare_exchange
@@ -61,9 +63,10 @@ def test_e046_unload_leaves_no_valid_root(policy: str) -> None:
 def test_e105_a_changed_entry_is_not_overwritten() -> None:
     memory = GuestMemory([(0, 0x1000)], 1 << 46)
     memory.set_word(8, 5)
-    assert not compare_exchange(memory, 8, 4, 0x24)
+    context = make_context(Registers(), 46)
+    assert not compare_exchange(memory, context, 8, 4, 0x24)
     assert memory.word(8) == 5
-    assert compare_exchange(memory, 8, 5, 0x25)
+    assert compare_exchange(memory, context, 8, 5, 0x25)
     assert memory.word(8) == 0x25
 
 

@@ -126,6 +126,32 @@ def test_five_levels_walk_one_table_more() -> None:
     assert not legal(reached=A, setup=[*setup[:-1], ops.write_cr3(ROOT)])
 
 
+def narrow(cr4: int) -> list[Op]:
+    """The register writes of a guest without long mode."""
+    return [ops.write_cr4(cr4, host=True), ops.write_efer(0x800, host=True)]
+
+
+def test_pae_starts_from_the_pdptr_that_cr3_loaded() -> None:
+    tables = [ops.host_store(ROOT, PD | 1), ops.host_store(PD + 16, PT | PWU), ops.host_store(PT, A | PWU)]
+    setup = [*narrow(0x20), *tables, ops.write_cr3(ROOT)]
+    assert legal(reached=A, setup=setup)
+    assert legal(edit(ROOT, 0), ops.invlpg(GVA), reached=A, setup=setup), "an edit of a PDPTE is not seen"
+    assert not legal(edit(ROOT, 0), ops.write_cr3(ROOT), reached=A, setup=setup)
+    assert not legal(edit(PT, A | PWU | 1 << 60), ops.invlpg(GVA), reached=A, setup=setup), "reserved under PAE"
+
+
+def test_32_bit_tables_have_entries_of_4_bytes_and_pages_of_4_mib_by_pse() -> None:
+    # Directory entry 1 is the upper half of the first word.
+    setup = [*narrow(0x10), ops.host_store(ROOT, (PT | PWU) << 32), ops.host_store(PT, A | PWU), ops.write_cr3(ROOT)]
+    assert legal(reached=A, setup=setup)
+    large = 0x80_0000 | 3 << 13 | 0x80 | PWU
+    assert legal(edit(ROOT, large << 32), reached=A, setup=setup)
+    assert legal(edit(ROOT, large << 32), ops.invlpg(GVA), reached=3 << 32 | 0x80_0000, setup=setup)
+    assert not legal(edit(ROOT, (large | 1 << 17) << 32), ops.invlpg(GVA), reached=3 << 32 | 0x80_0000, setup=setup)
+    plain = [*narrow(0), *setup[2:]]
+    assert legal(edit(ROOT, (PT | PWU | 0x80) << 32), ops.invlpg(GVA), reached=A, setup=plain), "no PSE, no large page"
+
+
 def test_page_arrivals_are_history_too() -> None:
     page = np.zeros((2, 512), "<u8")
     page[0, 0], page[1, 0] = A | PWU, B | PWU

@@ -185,7 +185,7 @@ class _Reader:
 
     def canonical(self, gva: "Words") -> "Words":
         """Copy the highest bit of addresses into those above it."""
-        sign = np.uint64(1 << PAGE_SHIFT + 9 * self.context.levels - 1)
+        sign = np.uint64(1 << PAGE_SHIFT + 9 * self.context.top - 1)
         return (gva ^ sign) - sign
 
 
@@ -218,7 +218,7 @@ def find_leaves(memory: PhysicalMemory, context: Context, root: int, *, limit: i
     found: list[npt.NDArray[Any]] = []
     pages = tables = 0
     frame, gva = np.array([root >> PAGE_SHIFT], np.uint64), np.zeros(1, np.uint64)
-    waiting = [_Tables(context.levels, frame, gva, np.array([ACC_ALL], np.uint8))]
+    waiting = [_Tables(context.top, frame, gva, np.array([ACC_ALL], np.uint8))]
     while waiting:
         batch, rest = waiting.pop().split()
         if rest is not None:

@@ -63,23 +63,23 @@ def explain(memory: PhysicalMemory, context: Context, root: int, gva: int) -> Pa
     """
     steps: list[WalkStep] = []
     address = None
-    sign = gva >> PAGE_SHIFT + 9 * context.levels - 1
-    if sign in (0, WORD >> PAGE_SHIFT + 9 * context.levels - 1):
+    shift = context.address_bits - 1
+    if gva >> shift in (0, WORD >> shift):
         address = _walk(memory, context, root, gva, steps)
-    return PageWalk(gva, WalkDimension("guest", root, context.levels, tuple(steps), address))
+    return PageWalk(gva, WalkDimension("guest", root, context.top, tuple(steps), address))
 
 
 def _walk(memory: PhysicalMemory, context: Context, root: int, gva: int, steps: list[WalkStep]) -> int | None:
     access, table = ACC_ALL, root
-    for level in range(context.levels, 0, -1):
-        at = entry_gpa(table >> PAGE_SHIFT, gva, level)
+    for level in range(context.top, 0, -1):
+        at = entry_gpa(context, table >> PAGE_SHIFT, gva, level)
         index = (at & PAGE_OFFSET) >> 3
         if not memory.holds(table, PAGE_SIZE):
             rights = Rights.of_access(access)
             steps.append(WalkStep(level, table, index, 0, EntryKind.ABSENT, (), rights, None))
             return None
         entry = int.from_bytes(memory.read(at, 8), "little")
-        leaf = is_leaf(entry, level)
+        leaf = is_leaf(context, entry, level)
         target: int | None = None
         if not entry & GPTE_P:
             kind = EntryKind.NOT_PRESENT
@@ -88,11 +88,11 @@ def _walk(memory: PhysicalMemory, context: Context, root: int, gva: int, steps: 
         else:
             access &= gpte_access(entry)
             kind = EntryKind.PAGE if leaf else EntryKind.TABLE
-            target = leaf_gfn(entry, 0, level) << PAGE_SHIFT if leaf else entry & PFN_MASK
+            target = leaf_gfn(context, entry, 0, level) << PAGE_SHIFT if leaf else entry & PFN_MASK
         flags = guest_flags(entry, level, leaf=leaf) if entry & GPTE_P else ()
         steps.append(WalkStep(level, table, index, entry, kind, flags, Rights.of_access(access), target))
         if kind is EntryKind.PAGE:
-            return leaf_gfn(entry, gva, level) << PAGE_SHIFT | gva & PAGE_OFFSET
+            return leaf_gfn(context, entry, gva, level) << PAGE_SHIFT | gva & PAGE_OFFSET
         if target is None:
             return None
         table = target

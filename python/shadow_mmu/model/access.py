@@ -3,13 +3,14 @@
 TLB NOTE: the TLB can be ignored at a first reading; without it :func:`access` walks the shadow tables every time.
 """
 
-from shadow_mmu.errors import ShadowMmuError, UnsupportedModeError
+from shadow_mmu.errors import ShadowMmuError
 
 from . import spte as sptes
 from .constants import (
     DUMMY_ROOT,
     INDEX,
     INVALID_ROOT,
+    PAE_ROOT,
     PAGE_OFFSET,
     PAGE_SHIFT,
     PF_P,
@@ -34,21 +35,13 @@ MAX_TRIES = 64
 
 
 def is_canonical(vcpu: Vcpu, gva: int) -> bool:
-    """Whether the bits above the mode's address width repeat its top bit (E116)."""
+    """Whether the bits above the mode's address width repeat its top bit (E116); every 32-bit address is."""
     return gva <= vcpu.canonical or gva >= WORD - vcpu.canonical
 
 
-def refuse_without_paging(vcpu: Vcpu) -> None:
-    """Refuse what needs paging.
-
-    Raises
-    ------
-    UnsupportedModeError
-        CR0.PG=0: the context without paging is not built.
-
-    """
-    if not vcpu.context.levels:
-        raise UnsupportedModeError(f"vCPU {vcpu.index} has CR0.PG=0: expected paging on for a guest access")
+def effective_address(vcpu: Vcpu, gva: int) -> int:
+    """Return the address as an instruction of this mode forms it: outside long mode of 32 bits."""
+    return gva if vcpu.context.long else gva & 0xFFFFFFFF
 
 
 def access(
@@ -69,15 +62,10 @@ def access(
     value, size : int
         What a STORE stores.
 
-    Raises
-    ------
-    UnsupportedModeError
-        Paging is off.
-
     """
     if vcpu.shut_down:
         return SHUT_DOWN
-    refuse_without_paging(vcpu)
+    gva = effective_address(vcpu, gva)
     if vcpu.canonical < gva < WORD - vcpu.canonical:
         return GENERAL_PROTECTION
     rights = vcpu.rights_of(WRITE if kind == STORE else kind, flags)
@@ -120,6 +108,10 @@ def hardware_walk(vm: SharedState, vcpu: Vcpu, gva: int, rights: AccessRights) -
     if hpa == DUMMY_ROOT:
         return 0
     live = vm.books.live
+    if hpa == PAE_ROOT:
+        hpa = vcpu.root.entries[gva >> 30]
+        if not hpa:
+            return 0
     page = live[(hpa >> PAGE_SHIFT) - SHADOW_BASE_PFN]
     for level in range(page.level, 1, -1):
         link = page.sptes.get(gva >> (3 + 9 * level) & INDEX)

@@ -16,13 +16,15 @@ from .constants import (
     GPTE_P,
     GPTE_PS,
     INVALID_ROOT,
+    PAE_ROOT,
     PAGE_SHIFT,
     PFN_MASK,
     REQ_FREE_OBSOLETE_ROOTS,
 )
 from .pages import ShadowPage
 from .permissions import gpte_access, leaf_access
-from .role import CR0_WP, child_role
+from .role import CR0_WP, FOUR_BYTE, child_role, gpte_gpa
+from .roots import root_pages
 from .vm import SharedState
 
 
@@ -46,7 +48,7 @@ def _links(vm: SharedState) -> Iterator[str]:
             real[child.id][page.id, index] += 1
             if child.invalid and not page.invalid:
                 yield f"I15: entry {index} of {page!r} links to the invalid {child!r}"
-            if child.role != child_role(page.role, child.access, direct=child.direct):
+            if child.role != child_role(page.role, child.access, direct=child.direct, index=index):
                 yield f"I13: entry {index} of {page!r} links to {child!r}, whose role is no child's"
             elif not page.invalid:
                 yield from _link_against_table(vm, page, index, child)
@@ -61,14 +63,22 @@ def _link_against_table(vm: SharedState, page: ShadowPage, index: int, child: Sh
         if child.gfn != page.gfn + (index << 9 * (page.level - 1)) or child.access != page.access:
             yield f"I13: entry {index} of {page!r} links to {child!r}, which is no part of it"
         return
-    gpte = vm.memory.word(page.gfn << PAGE_SHIFT | index << 3)
+    gpte = _gpte(vm, page, index)
     gfn = (gpte & PFN_MASK) >> PAGE_SHIFT
-    large = page.level <= 3 and bool(gpte & GPTE_PS)
+    # CR4.PSE, which decides what bit 7 of a 4-byte entry means, is not in the role: the child tells.
+    large = page.level <= 3 and bool(gpte & GPTE_PS) and (not page.role & FOUR_BYTE or child.direct)
     if large:
         gfn &= ~((1 << 9 * (page.level - 1)) - 1)
+        if page.role & FOUR_BYTE:  # 4 MiB, of which this entry maps one half; PSE-36
+            gfn = gfn & ~1023 | (gpte >> 13 & 0xF) << 20 | (index & 1) << 9
     access_is_right = child.direct or child.access == page.access & gpte_access(gpte)
     if not gpte & GPTE_P or child.direct != large or child.gfn != gfn or not access_is_right:
         yield f"I13: entry {index} of {page!r} links to {child!r}, its gpte is {gpte:#x}"
+
+
+def _gpte(vm: SharedState, page: ShadowPage, index: int) -> int:
+    """Return the guest entry that an entry of a shadow page is made from."""
+    return vm.memory.load(gpte_gpa(page.role, page.gfn, index), 4 if page.role & FOUR_BYTE else 8)
 
 
 def _rmaps(vm: SharedState) -> Iterator[str]:
@@ -102,10 +112,11 @@ def _unsync_marks(vm: SharedState) -> Iterator[str]:
 def _counts(vm: SharedState) -> Iterator[str]:
     """I6: root counts. I7: live pages are valid or pinned. I8: indirect pages. I9: write tracking."""
     references = Counter(
-        sptes.page_id(root.hpa)
+        sptes.page_id(hpa)
         for vcpu in vm.vcpus
         for root in (vcpu.root, *vcpu.previous)
-        if root.hpa not in (INVALID_ROOT, DUMMY_ROOT)
+        for hpa in ((root.hpa,) if root.hpa != PAE_ROOT else root.entries)
+        if hpa not in (0, INVALID_ROOT, DUMMY_ROOT)
     )
     track: Counter[int] = Counter()
     indirect = 0
@@ -157,7 +168,7 @@ def _tables(vm: SharedState) -> Iterator[str]:
             if page.direct:
                 allowed, target = page.access, page.gfn + index
             else:
-                gpte = vm.memory.word(page.gfn << PAGE_SHIFT | index << 3)
+                gpte = _gpte(vm, page, index)
                 allowed = leaf_access(page.access, gpte) if gpte & GPTE_P else 0
                 target = (gpte & PFN_MASK) >> PAGE_SHIFT if gpte & GPTE_P else -1
             granted = (
@@ -184,7 +195,9 @@ def _roots(vm: SharedState) -> Iterator[str]:
             yield f"I17: vCPU {vcpu.index} caches two roots of one CR3 and role"
         if vcpu.requests & REQ_FREE_OBSOLETE_ROOTS:
             continue
-        for root in (vcpu.root, *cached):
-            page = vm.books.live.get(sptes.page_id(root.hpa)) if root.hpa not in (INVALID_ROOT, DUMMY_ROOT) else None
-            if page is not None and page.invalid:
+        known = [
+            root for root in (vcpu.root, *cached) if root.hpa == PAE_ROOT or sptes.page_id(root.hpa) in vm.books.live
+        ]
+        for page in (page for root in known for page in root_pages(vm, root)):
+            if page.invalid:
                 yield f"I18: vCPU {vcpu.index} keeps the obsolete {page!r} and no request is pending"

@@ -23,6 +23,8 @@ SHADOW_BASE_PFN: Final = 1 << 36
 """Host frame of shadow page 0."""
 DUMMY_ROOT: Final = (SHADOW_BASE_PFN - 1) << PAGE_SHIFT
 """The all-zero root of a guest whose CR3 is outside memory (E016)."""
+PAE_ROOT: Final = (SHADOW_BASE_PFN - 2) << PAGE_SHIFT
+"""The root of a guest without long mode: no shadow page but four entries, each of which leads to one (E043)."""
 INVALID_ROOT: Final = WORD
 
 FLOODING_LIMIT: Final = 3
@@ -65,8 +67,11 @@ CR4_PGE: Final = 1 << 7
 CR4_LA57: Final = 1 << 12
 CR4_SMEP: Final = 1 << 20
 CR4_SMAP: Final = 1 << 21
+CR0_PDPTR_BITS: Final = CR0_PG | CR0_CD | CR0_NW
 CR4_ALLOWED: Final = sum(1 << bit for bit in (*range(13), 16, 18, 20, 21))
 CR4_ROLE_BITS: Final = CR4_PSE | CR4_PAE | CR4_LA57 | CR4_SMEP | CR4_SMAP
+CR4_PDPTR_BITS: Final = CR4_PGE | CR4_PSE | CR4_PAE | CR4_SMEP
+"""A change of one of these (and of CR0_PDPTR_BITS) loads the PDPTRs anew under PAE paging (B.3)."""
 EFER_SCE: Final = 1
 EFER_LME: Final = 1 << 8
 EFER_LMA: Final = 1 << 10

@@ -6,8 +6,8 @@ from .constants import (
     ACC_U,
     ACC_W,
     ACC_X,
-    DUMMY_ROOT,
     INDEX,
+    PAE_ROOT,
     PAGE_SHIFT,
     PF_P,
     REQ_FREE_OBSOLETE_ROOTS,
@@ -16,10 +16,11 @@ from .leaf import FaultResult, set_spte
 from .lookup import get_child, link
 from .pages import ShadowPage
 from .permissions import Access
+from .roots import has_page, root_page
 from .sync import sync_children
 from .vcpu import Vcpu
 from .vm import SharedState
-from .walk import GuestWalk, entry_gpa, walk
+from .walk import GuestWalk, entry_gpa, read_entry, walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def handle_page_fault(vm: SharedState, vcpu: Vcpu, gva: int, access: Access, cod
     """Resolve one exit of the hardware walk; ``code`` is its error code. RETRY, FIXED and SPURIOUS try the access again."""
     counters = vcpu.counters
     counters["pf_taken"] += 1
-    guest = walk(vm.memory, vcpu.context, vcpu.registers.cr3, gva, access)
+    guest = walk(vm.memory, vcpu.context, vcpu.first_table(gva), gva, access)
     if isinstance(guest, int):
         counters["pf_guest"] += 1
         return GuestFault(guest)
@@ -76,9 +77,7 @@ def handle_page_fault(vm: SharedState, vcpu: Vcpu, gva: int, access: Access, cod
 
 def _clear_flooding_on_path(vm: SharedState, vcpu: Vcpu, gva: int) -> None:
     """Zero the flooding count of the pages that the access goes through: they are in use as tables (no lock)."""
-    if vcpu.root.hpa == DUMMY_ROOT:
-        return
-    page: ShadowPage | None = vm.books.page_at(vcpu.root.hpa)
+    page = root_page(vm, vcpu.root, gva)
     while page is not None:
         page.flooding = 0
         page = vm.books.child(page, _index(gva, page.level)) if page.level > 1 else None
@@ -98,11 +97,14 @@ def _access_without_write_protect(vcpu: Vcpu, acc: int, access: Access) -> int:
 
 def _map(vm: SharedState, vcpu: Vcpu, gva: int, guest: GuestWalk, *, write: bool) -> FaultResult:
     """Build the shadow path of a successful guest walk (KVM: fetch)."""
-    if vcpu.root.hpa == DUMMY_ROOT:
+    if vcpu.root.hpa == PAE_ROOT and vcpu.requests & REQ_FREE_OBSOLETE_ROOTS:
+        return FaultResult.RETRY  # a root without a page of its own is as obsolete as the request says
+    page = root_page(vm, vcpu.root, gva)
+    if page is None:
+        # The dummy root, or a PDPTR whose table was in no slot: it may exist by now, so the root is loaded anew (E016).
         vcpu.requests |= REQ_FREE_OBSOLETE_ROOTS
         return FaultResult.RETRY
-    page = vm.books.page_at(vcpu.root.hpa)
-    if page.invalid or _gpte_changed(vm, guest, gva, page.level):
+    if (page.invalid and has_page(vcpu.root)) or _gpte_changed(vm, vcpu, guest, gva, page.level):
         return FaultResult.RETRY
     while page.level > guest.level:
         page.flooding = 0
@@ -113,7 +115,7 @@ def _map(vm: SharedState, vcpu: Vcpu, gva: int, guest: GuestWalk, *, write: bool
             # The guest need not flush after non-present -> present: stale entries must not come into reach (E142, F-14).
             sync_children(vm, vcpu, child)
         # The table is write-protected or unsync-tracked from here on: what it holds now counts.
-        if _gpte_changed(vm, guest, gva, below):
+        if _gpte_changed(vm, vcpu, guest, gva, below):
             return FaultResult.RETRY
         page = _descend(vm, vcpu, page, index, child)
     while page.level > 1:
@@ -140,9 +142,12 @@ def _descend(vm: SharedState, vcpu: Vcpu, page: ShadowPage, index: int, child: S
     return child
 
 
-def _gpte_changed(vm: SharedState, guest: GuestWalk, gva: int, level: int) -> bool:
+def _gpte_changed(vm: SharedState, vcpu: Vcpu, guest: GuestWalk, gva: int, level: int) -> bool:
     """Whether an entry that the walk used holds something else by now."""
-    return vm.memory.word(entry_gpa(guest.table_gfn[level], gva, level)) != guest.gptes[level]
+    if level not in guest.gptes:
+        return False  # without paging there is none
+    gpa = entry_gpa(vcpu.context, guest.table_gfn[level], gva, level)
+    return read_entry(vm.memory, vcpu.context, gpa) != guest.gptes[level]
 
 
 def _index(gva: int, level: int) -> int:

@@ -1,12 +1,16 @@
 """INVLPG: one page out of the TLB and in sync in the shadow tables (A.6; ``docs/machine.md`` §9)."""
 
-from .constants import GPTE_A, GPTE_P, INDEX, PAGE_SHIFT, PFN_MASK
+from .constants import DUMMY_ROOT, GPTE_A, GPTE_P, INDEX, INVALID_ROOT, PAGE_SHIFT, PFN_MASK
 from .leaf import set_spte
+from .pages import ShadowPage
 from .permissions import has_reserved_bits, leaf_access
-from .roots import has_page, is_unsync_root
+from .registers import PagingMode
+from .role import gpte_gpa
+from .roots import is_clean_root, root_page
 from .sync import SpteSync, sync_spte
 from .vcpu import Root, Vcpu
 from .vm import SharedState
+from .walk import read_entry
 
 
 def invlpg(vm: SharedState, vcpu: Vcpu, gva: int) -> None:
@@ -22,36 +26,34 @@ def invlpg(vm: SharedState, vcpu: Vcpu, gva: int) -> None:
 
 def invalidate_address(vm: SharedState, vcpu: Vcpu, root: Root, gva: int) -> None:
     """Sync the one entry that maps ``gva`` below a root, if it may be stale (E063, since 6.4)."""
-    if not has_page(root):
+    if root.hpa in (INVALID_ROOT, DUMMY_ROOT) or vcpu.context.mode is PagingMode.NONE:
         return
-    with vm.lock.take(vcpu, "invlpg", looks=not is_unsync_root(vm, root)):
-        page = vm.books.page_at(root.hpa)
-        while page.unsync_children:
-            child = vm.books.child(page, gva >> (3 + 9 * page.level) & INDEX)
-            if child is None:
-                return
-            page = child
-        if page.unsync and sync_spte(vm, vcpu, page, gva >> PAGE_SHIFT & INDEX) is SpteSync.FLUSH:
+    with vm.lock.take(vcpu, "invlpg", looks=is_clean_root(vm, root)):
+        page = _last_page(vm, root, gva)
+        if page is not None and page.unsync and sync_spte(vm, vcpu, page, gva >> PAGE_SHIFT & INDEX) is SpteSync.FLUSH:
             vm.remote_flush(vcpu)
+
+
+def _last_page(vm: SharedState, root: Root, gva: int) -> ShadowPage | None:
+    """Go down from the root as long as something below is unsync; ``None`` where an entry on the way is empty."""
+    page = root_page(vm, root, gva)
+    while page is not None and page.unsync_children:
+        page = vm.books.child(page, gva >> (3 + 9 * page.level) & INDEX)
+    return page
 
 
 def _zap_and_refill(vm: SharedState, vcpu: Vcpu, gva: int) -> None:
     """Zap the entry and make it anew at once, as a prefetch would (E063, 4.19 to 6.3); the current root only."""
-    if not has_page(vcpu.root):
+    if vcpu.root.hpa in (INVALID_ROOT, DUMMY_ROOT) or vcpu.context.mode is PagingMode.NONE:
         return
-    with vm.lock.take(vcpu, "invlpg", looks=not is_unsync_root(vm, vcpu.root)):
-        page = vm.books.page_at(vcpu.root.hpa)
-        while page.unsync_children:
-            child = vm.books.child(page, gva >> (3 + 9 * page.level) & INDEX)
-            if child is None:
-                return
-            page = child
-        if not page.unsync:
+    with vm.lock.take(vcpu, "invlpg", looks=is_clean_root(vm, vcpu.root)):
+        page = _last_page(vm, vcpu.root, gva)
+        if page is None or not page.unsync:
             return
         index = gva >> PAGE_SHIFT & INDEX
         if vm.books.drop_entry(page, index):
             vm.remote_flush(vcpu)
-        gpte = vm.memory.word(page.gfn << PAGE_SHIFT | index << 3)
+        gpte = read_entry(vm.memory, vcpu.context, gpte_gpa(page.role, page.gfn, index))
         gfn = (gpte & PFN_MASK) >> PAGE_SHIFT
         if gpte & GPTE_P and gpte & GPTE_A and not has_reserved_bits(vcpu.context, gpte, 1) and vm.memory.has(gfn):
             set_spte(vm, vcpu, page, index, access=leaf_access(page.access, gpte), gfn=gfn, prefetch=True)

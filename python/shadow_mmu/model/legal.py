@@ -24,17 +24,29 @@ from .permissions import (
     make_access,
     make_context,
 )
-from .registers import Registers, Written, set_cr0, set_cr4, set_efer
+from .registers import PagingMode, Registers, Written, set_cr0, set_cr4, set_efer
+from .walk import entry_gpa, is_leaf, leaf_gfn, read_entry
 
 _AD = c.GPTE_A | c.GPTE_D
 _ACCESSES = (c.READ, c.WRITE, c.FETCH, c.LOAD, c.STORE)
 _PAGE_AD = int.from_bytes(_AD.to_bytes(8, "little") * c.ENTRIES, "little")
+_PAGE_AD_4 = int.from_bytes(_AD.to_bytes(4, "little") * 2 * c.ENTRIES, "little")
 
 
 class _VcpuView:
     """What the oracle knows of one vCPU: its registers and when it invalidated what."""
 
-    __slots__ = ("context", "everything", "maxphyaddr", "pages", "registers", "shadow_context", "was_outside")
+    __slots__ = (
+        "context",
+        "everything",
+        "maxphyaddr",
+        "pages",
+        "pdptrs",
+        "registers",
+        "shadow_context",
+        "walked_four_byte",
+        "was_outside",
+    )
 
     def __init__(self, maxphyaddr: int) -> None:
         self.maxphyaddr = maxphyaddr
@@ -42,6 +54,10 @@ class _VcpuView:
         """Time of the last invalidation of the whole context."""
         self.pages: dict[int, int] = {}
         """Time of the last invalidation of single pages since then."""
+        self.pdptrs: tuple[int, ...] = (0, 0, 0, 0)
+        """The PDPTRs as they were when they were loaded: what PAE paging starts from."""
+        self.walked_four_byte = False
+        """Some walk of this vCPU may have set A and D in entries of 4 bytes."""
         self.was_outside = False
         """Some CR3 was outside memory: the vCPU may have shut down over it (E015)."""
         self.set_registers(Registers())
@@ -53,6 +69,7 @@ class _VcpuView:
         # entry with bit 63 that was made under NX=1 stays when the bit becomes reserved. And a supervisor write under
         # CR0.WP=0 makes its entry a supervisor page, which SMAP lets through (B.5).
         shadow = make_context(replace(registers, efer=registers.efer | c.EFER_NXE), self.maxphyaddr)
+        self.walked_four_byte |= self.context.four_byte
         self.shadow_context = replace(shadow, smap=shadow.smap and shadow.wp)
 
     def invalidate_everything(self, now: int) -> None:
@@ -63,8 +80,21 @@ class _VcpuView:
         return self.pages.get(gva >> c.PAGE_SHIFT, self.everything)
 
     def is_canonical(self, gva: int) -> bool:
-        top = gva >> (56 if self.context.levels == 5 else 47)
-        return top in (0, (1 << 64 - (56 if self.context.levels == 5 else 47)) - 1)
+        if not self.context.long:
+            return not gva >> 32
+        sign = self.context.address_bits - 1
+        return gva >> sign in (0, (1 << 64 - sign) - 1)
+
+    def effective(self, gva: int) -> int:
+        """Return the address as an instruction of this mode forms it."""
+        return gva if self.context.long else gva & 0xFFFFFFFF
+
+    def first_table(self, gva: int) -> int | None:
+        """Return the frame of the first table of a walk; ``None`` if its PDPTR is not present."""
+        if self.context.mode is not PagingMode.PAE:
+            return (self.registers.cr3 & c.PFN_MASK) >> c.PAGE_SHIFT
+        pdptr = self.pdptrs[gva >> 30]
+        return (pdptr & c.PFN_MASK) >> c.PAGE_SHIFT if pdptr & c.GPTE_P else None
 
 
 class _Search(NamedTuple):
@@ -139,6 +169,7 @@ class LegalTranslations:
             for at, word in list(self._memory.words_of(addr, row)):
                 self._set_word(at, word)
         elif kind == c.INVLPG:
+            addr = vcpu.effective(addr)
             if vcpu.is_canonical(addr):
                 vcpu.pages[addr >> c.PAGE_SHIFT] = self._clock
         elif kind in (c.WRITE_CR0, c.WRITE_CR3, c.WRITE_CR4, c.WRITE_EFER):
@@ -148,8 +179,10 @@ class LegalTranslations:
         old = vcpu.registers
         written: Written | None
         if kind == c.WRITE_CR3:
-            cr3 = value & ~c.CR3_BIT63
-            written = Written(Registers(old.cr0, cr3, old.cr4, old.efer), reset_context=bool(old.levels))
+            cr3 = value & ~c.CR3_BIT63 if vcpu.context.long else value & 0xFFFFFFFF
+            pae = vcpu.context.mode is PagingMode.PAE
+            # The host may set the value that is there, which invalidates nothing.
+            written = Written(replace(old, cr3=cr3), reset_context=not host or cr3 != old.cr3, load_pdptrs=pae)
         elif kind == c.WRITE_CR0:
             written = set_cr0(old, value, host=host)
         elif kind == c.WRITE_CR4:
@@ -158,6 +191,10 @@ class LegalTranslations:
             written = set_efer(old, value, host=host)
         assert written is not None, "a register write that ended well is legal"
         vcpu.set_registers(written.registers)
+        if written.load_pdptrs:
+            table = written.registers.cr3 & 0xFFFFFFE0
+            vcpu.pdptrs = tuple(self._memory.word(table + 8 * i) for i in range(4))
+            vcpu.invalidate_everything(self._clock)
         vcpu.was_outside |= not self._memory.has((written.registers.cr3 & c.PFN_MASK) >> c.PAGE_SHIFT)
         if written.reset_context or written.requests:
             vcpu.invalidate_everything(self._clock)
@@ -185,6 +222,12 @@ class LegalTranslations:
         values.add(self._memory.word(gpa))
         return values
 
+    def _entry_values(self, context: Context, gpa: int, since: int) -> set[int]:
+        """Return the values that an entry held, 4 or 8 bytes wide."""
+        if not context.four_byte:
+            return self._values(gpa, since)
+        return {word >> 8 * (gpa & 4) & 0xFFFFFFFF for word in self._values(gpa & ~7, since)}
+
     def legal(self, vcpu: int, gva: int, kind: int, flags: int) -> set[int]:
         """Return the gpas that an access may reach without a fault.
 
@@ -199,11 +242,16 @@ class LegalTranslations:
 
         """
         view = self._vcpus[vcpu]
+        gva = view.effective(gva)
         if not view.is_canonical(gva):
             return set()
-        root = (view.registers.cr3 & c.PFN_MASK) >> c.PAGE_SHIFT
+        root = view.first_table(gva)
         search = _Search(view, gva, make_access(kind, flags), view.since(gva))
-        frames = set(self._reach(search, view.context.levels, root, c.ACC_ALL))
+        frames: set[int] = set()
+        if not view.context.top:
+            frames = {gva >> c.PAGE_SHIFT}
+        elif root is not None:
+            frames = set(self._reach(search, view.context.top, root, c.ACC_ALL))
         return {gfn << c.PAGE_SHIFT | gva & c.PAGE_OFFSET for gfn in frames if self._memory.has(gfn)}
 
     def _reach(self, search: _Search, level: int, table: int, acc: int) -> Iterator[int]:
@@ -211,17 +259,14 @@ class LegalTranslations:
         if not self._memory.has(table):
             return
         context, gva = search.view.shadow_context, search.gva
-        index = gva >> 9 * level + 3 & c.INDEX
-        for gpte in self._values(table << c.PAGE_SHIFT | index << 3, search.since):
+        for gpte in self._entry_values(context, entry_gpa(context, table, gva, level), search.since):
             if not gpte & c.GPTE_P or has_reserved_bits(context, gpte, level):
                 continue
             rights = acc & gpte_access(gpte)
-            frame = (gpte & c.PFN_MASK) >> c.PAGE_SHIFT
-            if level > 1 and not (level < 4 and gpte & c.GPTE_PS):
-                yield from self._reach(search, level - 1, frame, rights)
+            if not is_leaf(context, gpte, level):
+                yield from self._reach(search, level - 1, (gpte & c.PFN_MASK) >> c.PAGE_SHIFT, rights)
             elif not is_denied(context, rights, search.access):
-                inside = (1 << 9 * (level - 1)) - 1
-                yield frame & ~inside | gva >> c.PAGE_SHIFT & inside
+                yield leaf_gfn(context, gpte, gva, level)
 
     def fault(self, vcpu: int, gva: int, kind: int, flags: int) -> int | None:
         """Return the error code that a walk of the tables as they are now ends with; ``None`` if it reaches a frame."""
@@ -234,21 +279,24 @@ class LegalTranslations:
         code = access_code(access)
         if access.fetch and not context.nx and not context.smep:
             code ^= c.PF_F
-        frame, acc = (view.registers.cr3 & c.PFN_MASK) >> c.PAGE_SHIFT, c.ACC_ALL
-        for level in range(context.levels, 0, -1):
-            if not self._memory.has(frame):
+        gva = view.effective(gva)
+        if not context.top:
+            return None, gva >> c.PAGE_SHIFT
+        frame, acc = view.first_table(gva), c.ACC_ALL
+        for level in range(context.top, 0, -1):
+            if frame is None or not self._memory.has(frame):
                 return code, 0
-            gpte = self._memory.word(frame << c.PAGE_SHIFT | (gva >> 9 * level + 3 & c.INDEX) << 3)
+            gpte = read_entry(self._memory, context, entry_gpa(context, frame, gva, level))
             if not gpte & c.GPTE_P:
                 return code, 0
             if has_reserved_bits(context, gpte, level):
                 return code | c.PF_P | c.PF_RSVD, 0
             acc &= gpte_access(gpte)
-            frame = (gpte & c.PFN_MASK) >> c.PAGE_SHIFT
-            if level == 1 or (level < 4 and gpte & c.GPTE_PS):
-                inside = (1 << 9 * (level - 1)) - 1
-                frame = frame & ~inside | gva >> c.PAGE_SHIFT & inside
+            if is_leaf(context, gpte, level):
+                frame = leaf_gfn(context, gpte, gva, level)
                 break
+            frame = (gpte & c.PFN_MASK) >> c.PAGE_SHIFT
+        assert frame is not None
         return (code | c.PF_P, 0) if is_denied(context, acc, access) else (None, frame)
 
     def judge(self, op: OpTuple, outcome: Outcome) -> str | None:
@@ -256,6 +304,7 @@ class LegalTranslations:
         kind, flags, vcpu, aux, gva, _, _ = op
         if kind not in _ACCESSES:
             return None
+        gva = self._vcpus[vcpu].effective(gva)
         if outcome.code == GP:
             return "#GP at a canonical address" if self._vcpus[vcpu].is_canonical(gva) else None
         if outcome.code == OK:
@@ -275,7 +324,7 @@ class LegalTranslations:
             return None if right else f"MMIO at {outcome.value:#x}: a walk gives {code}, frame {frame:#x}"
         return None if self._vcpus[vcpu].was_outside else "a triple fault, and every root was in memory"
 
-    @staticmethod
-    def _comparable(gpa: int, value: int, size: int) -> int:
+    def _comparable(self, gpa: int, value: int, size: int) -> int:
         """Return a loaded value without the bits that may be A and D of an entry."""
-        return value & ~(_PAGE_AD >> (gpa & c.PAGE_OFFSET) * 8) & ((1 << size * 8) - 1)
+        marks = _PAGE_AD_4 if any(vcpu.walked_four_byte for vcpu in self._vcpus) else _PAGE_AD
+        return value & ~(marks >> (gpa & c.PAGE_OFFSET) * 8) & ((1 << size * 8) - 1)

@@ -17,7 +17,7 @@ def get_child(
 
     The linked child is right only if both its gfn and its whole role are the wanted ones (F-02, F-03).
     """
-    role = child_role(parent.role, access, direct=direct)
+    role = child_role(parent.role, access, direct=direct, index=index)
     linked = vm.books.child(parent, index)
     if linked is not None and linked.gfn == gfn and linked.role == role:
         return None

@@ -8,14 +8,14 @@ from shadow_mmu.policy import Policy
 from shadow_mmu.types import MAX_GUEST_BYTES, MAX_VCPUS
 
 from . import constants as c
-from .access import access, is_canonical, refuse_without_paging
+from .access import access, effective_address, is_canonical
 from .audit import audit
 from .invlpg import invlpg
 from .memory import GuestMemory
 from .ops import DONE, GENERAL_PROTECTION, OK, SHUT_DOWN, OpTuple, Outcome
-from .registers import Written, cr3_is_legal, set_cr0, set_cr4, set_efer
+from .registers import PagingMode, Written, cr3_is_legal, set_cr0, set_cr4, set_efer
 from .requests import enter_guest
-from .roots import reset_context, switch_cr3, write_same_cr3
+from .roots import load_pdptrs, read_pdptrs, reset_context, switch_cr3, write_same_cr3
 from .state import shadow_pages, state_words
 from .stats import stats
 from .tlb import Tlb
@@ -146,8 +146,6 @@ class Machine:
             The record makes no sense: unknown kind or flag, no such vCPU, bad size, misaligned address, no such row.
         MemoryRangeError
             A host write to a gpa in no memslot.
-        UnsupportedModeError
-            A guest access without paging, or a register write that would enter 32-bit or PAE paging.
 
         Nothing was changed by an operation that raises.
 
@@ -166,8 +164,9 @@ class Machine:
         if kind == c.LOAD:
             return self._load(vcpu, addr, aux, flags)
         if kind == c.WRITE_CR3:
-            return self.write_cr3(vcpu, addr)
+            return self.set_cr3(vcpu, addr) if flags & c.FLAG_HOST else self.write_cr3(vcpu, addr)
         if kind == c.INVLPG:
+            addr = effective_address(vcpu, addr)
             if is_canonical(vcpu, addr):
                 invlpg(self.vm, vcpu, addr)
             return DONE
@@ -183,18 +182,24 @@ class Machine:
 
     def write_cr3(self, vcpu: Vcpu, value: int) -> Outcome:
         """MOV to CR3 (A.1, A.5, §8)."""
+        if not vcpu.context.long:
+            value &= 0xFFFFFFFF  # the operand has 32 bits
         if value & c.CR3_BIT63:
             if self.vm.policy.kind == "lru":
                 return GENERAL_PROTECTION  # E012: the bit means something only with PCID
             value &= ~c.CR3_BIT63  # E011
         same = value == vcpu.registers.cr3
-        if not same and not cr3_is_legal(value, vcpu.maxphyaddr):
+        if not same and not cr3_is_legal(vcpu.registers, value, vcpu.maxphyaddr):
             return GENERAL_PROTECTION
-        if not vcpu.context.levels:
-            vcpu.set_cr3(value)
-            return DONE
         locks = vcpu.lock_count
         vcpu.settle_cr3_write()
+        if vcpu.context.mode is PagingMode.PAE:
+            loaded = read_pdptrs(self.vm, vcpu, value)
+            if loaded is None:
+                return GENERAL_PROTECTION
+            # Up to 2021 the same value loaded nothing but where memory differed (pdptrs_changed, E010).
+            same = same and (self.vm.policy.kind == "lru" or loaded == vcpu.pdptrs)
+            load_pdptrs(self.vm, vcpu, value)
         if same:
             hit = True
             write_same_cr3(self.vm, vcpu)
@@ -204,6 +209,18 @@ class Machine:
         if vcpu.cr3_written:
             vcpu.cr3_unsettled = UnsettledCr3Write(same, not hit, vcpu.lock_count - locks)
         vcpu.cr3_written = True
+        return DONE
+
+    def set_cr3(self, vcpu: Vcpu, value: int) -> Outcome:
+        """Let the host set CR3: no instruction, so no switch; the roots of another value go (KVM: set_sregs)."""
+        value = value if vcpu.context.long else value & 0xFFFFFFFF
+        if not cr3_is_legal(vcpu.registers, value, vcpu.maxphyaddr):
+            return GENERAL_PROTECTION
+        if vcpu.context.mode is PagingMode.PAE and not load_pdptrs(self.vm, vcpu, value):
+            return GENERAL_PROTECTION
+        if value != vcpu.registers.cr3:
+            vcpu.set_cr3(value)
+            reset_context(self.vm, vcpu)
         return DONE
 
     def _write_register(self, vcpu: Vcpu, kind: int, value: int, *, host: bool) -> Outcome:
@@ -218,6 +235,8 @@ class Machine:
         else:
             raise ProgramError(f"operation kind is {kind}: expected 0..{c.ZAP_GFN}")
         if written is None:
+            return GENERAL_PROTECTION
+        if written.load_pdptrs and not load_pdptrs(self.vm, vcpu, written.registers.cr3):
             return GENERAL_PROTECTION
         vcpu.registers = written.registers
         if written.reset_context:
@@ -235,7 +254,6 @@ class Machine:
     def _sync_tlb(self, vcpu: Vcpu) -> Outcome:
         if vcpu.shut_down:
             return SHUT_DOWN
-        refuse_without_paging(vcpu)
         return DONE if enter_guest(self.vm, vcpu) else SHUT_DOWN
 
     def _host_operation(self, op: OpTuple, pages: object | None) -> Outcome:

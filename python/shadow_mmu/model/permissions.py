@@ -11,6 +11,7 @@ from .constants import (
     ACC_W,
     ACC_X,
     CR0_WP,
+    CR4_PSE,
     CR4_SMAP,
     CR4_SMEP,
     EFER_NXE,
@@ -29,20 +30,42 @@ from .constants import (
     STORE,
     WRITE,
 )
-from .registers import Registers
+from .registers import PagingMode, Registers
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """The mode in which a vCPU's guest tables are walked (``cpu_role``, A.8)."""
 
-    levels: int
+    mode: PagingMode
     nx: bool
     wp: bool
     smep: bool
     smap: bool
     reserved: tuple[tuple[int, int], ...]
     """Reserved bits by level (index) and by bit 7 of the entry."""
+    largest: int
+    """Highest level whose entries map pages if bit 7 is set; 1 if none does (F-30)."""
+
+    @property
+    def four_byte(self) -> bool:
+        """Whether entries have 4 bytes and tables 1,024 of them (32-bit paging)."""
+        return self.mode is PagingMode.BITS32
+
+    @property
+    def top(self) -> int:
+        """Level of the first table that a walk reads: under PAE the one that a cached PDPTR leads to."""
+        return 2 if self.mode is PagingMode.PAE else self.mode.value
+
+    @property
+    def long(self) -> bool:
+        """Whether this is 4- or 5-level paging, whose root is a shadow page."""
+        return self.mode.value >= PagingMode.LONG4.value
+
+    @property
+    def address_bits(self) -> int:
+        """Width of linear addresses: 32, 48 or 57 bits (B.1)."""
+        return {PagingMode.LONG4: 48, PagingMode.LONG5: 57}.get(self.mode, 32)
 
 
 class Access(NamedTuple):
@@ -56,20 +79,44 @@ class Access(NamedTuple):
 
 
 def make_context(registers: Registers, maxphyaddr: int) -> Context:
-    """Return the context of these registers; ``levels`` is 0 with paging off."""
+    """Return the context of these registers."""
+    mode = registers.mode
     nx = bool(registers.efer & EFER_NXE)
-    high = ((1 << 52) - 1) & ~((1 << maxphyaddr) - 1)
-    high |= 0 if nx else GPTE_NX
-    large_2m, large_1g = high | ((1 << 21) - (1 << 13)), high | ((1 << 30) - (1 << 13))
-    upper = (high, high | GPTE_PS)
+    pse = bool(registers.cr4 & CR4_PSE)
+    paging = mode is not PagingMode.NONE
     return Context(
-        levels=registers.levels,
+        mode=mode,
         nx=nx,
-        wp=bool(registers.cr0 & CR0_WP),
-        smep=bool(registers.cr4 & CR4_SMEP),
-        smap=bool(registers.cr4 & CR4_SMAP),
-        reserved=((0, 0), (high, high), (high, large_2m), (high, large_1g), upper, upper),
+        # Without paging nothing is refused: the hypervisor keeps SMEP and SMAP from the processor (E103).
+        wp=paging and bool(registers.cr0 & CR0_WP),
+        smep=paging and bool(registers.cr4 & CR4_SMEP),
+        smap=paging and bool(registers.cr4 & CR4_SMAP),
+        reserved=_reserved_bits(mode, maxphyaddr, nx=nx, pse=pse),
+        largest={PagingMode.NONE: 1, PagingMode.BITS32: 2 if pse else 1, PagingMode.PAE: 2}.get(mode, 3),
     )
+
+
+def _reserved_bits(mode: PagingMode, maxphyaddr: int, *, nx: bool, pse: bool) -> tuple[tuple[int, int], ...]:
+    """Return the table of B.4 for one mode."""
+    if mode is PagingMode.BITS32:
+        # PSE-36 with 36 bits, whatever MAXPHYADDR is; without PSE bit 7 means nothing.
+        return (0, 0), (0, 0), (0, _bits(21, 17) if pse else 0)
+    high = _bits(62 if mode is PagingMode.PAE else 51, maxphyaddr) | (0 if nx else GPTE_NX)
+    two_levels = (0, 0), (high, high), (high, high | _bits(20, 13))
+    if mode is PagingMode.PAE:
+        return two_levels
+    upper = (high, high | GPTE_PS)
+    return *two_levels, (high, high | _bits(29, 13)), upper, upper
+
+
+def _bits(high: int, low: int) -> int:
+    """Return a mask of the bits from ``high`` down to ``low``."""
+    return (1 << high + 1) - (1 << low) if high >= low else 0
+
+
+def pdptr_is_reserved(pdptr: int, maxphyaddr: int) -> bool:
+    """Whether a present PDPTR sets a reserved bit: 63, those above MAXPHYADDR, 8:5, 2:1 (B.3)."""
+    return bool(pdptr & (_bits(63, maxphyaddr) | _bits(8, 5) | _bits(2, 1)))
 
 
 def make_access(kind: int, flags: int) -> Access:

@@ -4,20 +4,20 @@ A write gives a :class:`Written` (the registers after it and what it asks of the
 """
 
 from dataclasses import dataclass, replace
-from typing import Final
-
-from shadow_mmu.errors import UnsupportedModeError
+from enum import Enum
 
 from .constants import (
     CR0_CD,
     CR0_ET,
     CR0_NW,
+    CR0_PDPTR_BITS,
     CR0_PE,
     CR0_PG,
     CR0_WP,
     CR4_ALLOWED,
     CR4_LA57,
     CR4_PAE,
+    CR4_PDPTR_BITS,
     CR4_PGE,
     CR4_ROLE_BITS,
     CR4_SMEP,
@@ -30,6 +30,16 @@ from .constants import (
 )
 
 
+class PagingMode(Enum):
+    """How guest tables are walked (B.1): ``value`` is the number of levels, the PDPTRs of PAE counted."""
+
+    NONE = 0
+    BITS32 = 2
+    PAE = 3
+    LONG4 = 4
+    LONG5 = 5
+
+
 @dataclass(frozen=True, slots=True)
 class Registers:
     """The four registers that decide paging; the defaults are those of a booted 64-bit guest."""
@@ -40,11 +50,13 @@ class Registers:
     efer: int = EFER_LMA | EFER_LME | EFER_NXE
 
     @property
-    def levels(self) -> int:
-        """Levels of the guest's tables: 4 or 5, 0 with paging off."""
-        if not (self.cr0 & CR0_PG and self.efer & EFER_LMA):
-            return 0
-        return 5 if self.cr4 & CR4_LA57 else 4
+    def mode(self) -> PagingMode:
+        """The paging mode that these values select."""
+        if not self.cr0 & CR0_PG:
+            return PagingMode.NONE
+        if self.efer & EFER_LMA:
+            return PagingMode.LONG5 if self.cr4 & CR4_LA57 else PagingMode.LONG4
+        return PagingMode.PAE if self.cr4 & CR4_PAE else PagingMode.BITS32
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,35 +65,29 @@ class Written:
 
     registers: Registers
     reset_context: bool = False
+    load_pdptrs: bool = False
+    """PAE paging is on now, and this write loads the PDPTRs."""
     requests: int = 0
 
 
-_NO_32_BIT: Final = "CR0.PG=1 with EFER.LME=0 selects 32-bit or PAE paging: expected 4- or 5-level paging"
-
-
 def set_cr0(old: Registers, value: int, *, host: bool) -> Written | None:
-    """MOV to CR0; ``host``: the register now holds this.
-
-    Raises
-    ------
-    UnsupportedModeError
-        The value enters 32-bit or PAE paging.
-
-    """
+    """MOV to CR0; ``host``: the register now holds this."""
     paging, was_paging = bool(value & CR0_PG), bool(old.cr0 & CR0_PG)
     if value >> 32 or (paging and not value & CR0_PE) or (value & CR0_NW and not value & CR0_CD):
         return None
-    if paging and not old.efer & EFER_LME:
-        raise UnsupportedModeError(_NO_32_BIT)
     if not host:
-        if paging and not was_paging and not old.cr4 & CR4_PAE:
+        if paging and not was_paging and old.efer & EFER_LME and not old.cr4 & CR4_PAE:
             return None
-        if was_paging and not paging:
+        if was_paging and not paging and old.efer & EFER_LMA:
             return None  # 64-bit code runs whenever LMA is set, and it may not clear PG
-    value |= CR0_ET
-    efer = old.efer | EFER_LMA if paging else old.efer & ~EFER_LMA
-    changed = old.cr0 ^ value
-    return Written(replace(old, cr0=value, efer=efer), reset_context=bool(changed & (CR0_PG | CR0_WP)))
+    new = _with_lma(replace(old, cr0=value | CR0_ET))
+    changed = old.cr0 ^ new.cr0
+    return Written(
+        new,
+        reset_context=bool(changed & (CR0_PG | CR0_WP)) or new.mode is not old.mode,
+        load_pdptrs=new.mode is PagingMode.PAE and bool(changed & CR0_PDPTR_BITS),
+        requests=REQ_TLB_FLUSH_GUEST if was_paging and not paging else 0,
+    )
 
 
 def set_cr4(old: Registers, value: int, *, host: bool) -> Written | None:
@@ -89,40 +95,43 @@ def set_cr4(old: Registers, value: int, *, host: bool) -> Written | None:
     if value & ~CR4_ALLOWED:
         return None
     changed = old.cr4 ^ value
-    if old.efer & EFER_LMA and (not value & CR4_PAE or (changed & CR4_LA57 and not host)):
+    if not host and old.efer & EFER_LMA and (not value & CR4_PAE or changed & CR4_LA57):
         return None
     requests = 0
     if changed & CR4_PGE:
         requests = REQ_TLB_FLUSH_GUEST
     elif changed & CR4_PAE or changed & value & CR4_SMEP:
         requests = REQ_TLB_FLUSH_CURRENT
-    return Written(replace(old, cr4=value), reset_context=bool(changed & CR4_ROLE_BITS), requests=requests)
+    new = replace(old, cr4=value)
+    new = _with_lma(new) if host else new
+    return Written(
+        new,
+        reset_context=bool(changed & CR4_ROLE_BITS),
+        load_pdptrs=new.mode is PagingMode.PAE and bool(changed & CR4_PDPTR_BITS),
+        requests=requests,
+    )
 
 
 def set_efer(old: Registers, value: int, *, host: bool) -> Written | None:
-    """WRMSR to EFER; ``host``: the register now holds this.
-
-    Raises
-    ------
-    UnsupportedModeError
-        The host clears LME under paging.
-
-    """
-    if value & ~EFER_ALLOWED:
+    """WRMSR to EFER; ``host``: the register now holds this."""
+    if value & ~EFER_ALLOWED or (not host and old.cr0 & CR0_PG and (old.efer ^ value) & EFER_LME):
         return None
-    paging = old.cr0 & CR0_PG
-    if host:
-        if paging and not value & EFER_LME:
-            raise UnsupportedModeError(_NO_32_BIT)
-        lma = EFER_LMA if paging else 0
-    else:
-        if paging and (old.efer ^ value) & EFER_LME:
-            return None
-        lma = old.efer & EFER_LMA
-    value = value & ~EFER_LMA | lma
-    return Written(replace(old, efer=value), reset_context=bool((old.efer ^ value) & (EFER_NXE | EFER_LMA)))
+    new = replace(old, efer=value & ~EFER_LMA | old.efer & EFER_LMA)
+    new = _with_lma(new) if host else new
+    changed = old.efer ^ new.efer
+    return Written(
+        new,
+        reset_context=bool(changed & (EFER_NXE | EFER_LMA)),
+        load_pdptrs=new.mode is PagingMode.PAE and new.mode is not old.mode,
+    )
 
 
-def cr3_is_legal(value: int, maxphyaddr: int) -> bool:
-    """Whether a CR3 value has no bit at or above MAXPHYADDR."""
-    return not value >> maxphyaddr
+def _with_lma(registers: Registers) -> Registers:
+    """Set or clear EFER.LMA as the processor does: long mode is active under LME with paging and PAE on."""
+    active = registers.cr0 & CR0_PG and registers.efer & EFER_LME and registers.cr4 & CR4_PAE
+    return replace(registers, efer=registers.efer | EFER_LMA if active else registers.efer & ~EFER_LMA)
+
+
+def cr3_is_legal(registers: Registers, value: int, maxphyaddr: int) -> bool:
+    """Whether CR3 may hold the value: in long mode no bit at or above MAXPHYADDR is set (B.3)."""
+    return registers.mode.value < PagingMode.LONG4.value or not value >> maxphyaddr

@@ -3,6 +3,7 @@
 from .constants import (
     DUMMY_ROOT,
     INVALID_ROOT,
+    PAE_ROOT,
     REQ_FREE_OBSOLETE_ROOTS,
     REQ_LOAD_MMU_PGD,
     REQ_MMU_SYNC,
@@ -73,10 +74,10 @@ def _flush(vcpu: Vcpu) -> None:
 
 
 def _free_obsolete_roots(vm: SharedState, vcpu: Vcpu) -> None:
-    """Free the roots whose page was zapped, and a dummy root, whose slot may exist by now; no others (E151)."""
+    """Free the roots whose page was zapped, and those without a page: nobody can tell whether they are (E151)."""
 
     def obsolete(root: Root) -> bool:
-        return root.hpa == DUMMY_ROOT or (has_page(root) and vm.books.page_at(root.hpa).invalid)
+        return root.hpa in (DUMMY_ROOT, PAE_ROOT) or (has_page(root) and vm.books.page_at(root.hpa).invalid)
 
     free_roots(
         vm,

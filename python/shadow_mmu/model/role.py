@@ -2,10 +2,15 @@
 
 from typing import Final
 
-from .constants import ACC_ALL
+from .constants import ACC_ALL, INDEX, PAGE_SHIFT
 from .permissions import Context
+from .registers import PagingMode
 
 LEVEL_MASK: Final = 0xF
+FOUR_BYTE: Final = 1 << 4
+"""has_4_byte_gpte: the page shadows a half, or a quarter, of a table of 4-byte entries (E131)."""
+QUADRANT_SHIFT: Final = 5
+QUADRANT_MASK: Final = 3 << QUADRANT_SHIFT
 DIRECT: Final = 1 << 7
 ACCESS_SHIFT: Final = 8
 ACCESS_MASK: Final = ACC_ALL << ACCESS_SHIFT
@@ -14,22 +19,60 @@ EFER_NX: Final = 1 << 12
 CR0_WP: Final = 1 << 13
 SMEP_ANDNOT_WP: Final = 1 << 14
 SMAP_ANDNOT_WP: Final = 1 << 15
-SYNC_MASK: Final = ~(LEVEL_MASK | 0x60 | ACCESS_MASK | 1 << 18) & 0xFFFFFFFF
+SYNC_MASK: Final = ~(LEVEL_MASK | QUADRANT_MASK | ACCESS_MASK | 1 << 18) & 0xFFFFFFFF
 """Bits in which a page must agree with the vCPU's root role to be synced: all but level, quadrant, access, passthrough."""
 
 
 def root_role(context: Context) -> int:
     """Return the role of a root that a vCPU in this context would use (A.8)."""
-    role = context.levels | ACCESS_MASK | EFER_NX
+    role = max(context.mode.value, 3) | ACCESS_MASK | EFER_NX
+    if context.mode is PagingMode.NONE:
+        return role | DIRECT
+    if context.mode is PagingMode.BITS32:
+        role |= FOUR_BYTE
     if context.wp:
         return role | CR0_WP
     return role | (SMEP_ANDNOT_WP if context.smep else 0) | (SMAP_ANDNOT_WP if context.smap else 0)
 
 
-def child_role(parent: int, access: int, *, direct: bool) -> int:
-    """Return the role of a page one level down; ``invalid`` is never inherited (F-05)."""
-    kept = parent & ~(LEVEL_MASK | DIRECT | ACCESS_MASK | INVALID)
-    return kept | (parent & LEVEL_MASK) - 1 | access << ACCESS_SHIFT | (DIRECT if direct else 0)
+def pae_root_role(root: int, entry: int) -> int:
+    """Return the role of the page that one of a PAE root's four entries leads to (E043)."""
+    return root & ~LEVEL_MASK | 2 | (entry << QUADRANT_SHIFT if root & FOUR_BYTE else 0)
+
+
+def child_role(parent: int, access: int, *, direct: bool, index: int) -> int:
+    """Return the role of the page that entry ``index`` leads to; ``invalid`` is never inherited (F-05).
+
+    Of 4-byte entries a table has 1,024: its shadow is two pages, told apart by the quadrant (E131).
+    """
+    role = parent & ~(LEVEL_MASK | DIRECT | ACCESS_MASK | INVALID)
+    if parent & FOUR_BYTE:
+        role = role & ~QUADRANT_MASK | (index & 1) << QUADRANT_SHIFT
+    return role | (parent & LEVEL_MASK) - 1 | access << ACCESS_SHIFT | (DIRECT if direct else 0)
+
+
+def gpte_gpa(role: int, gfn: int, index: int) -> int:
+    """Return the gpa of the guest entry that entry ``index`` of the shadow page (``gfn``, ``role``) is made from.
+
+    Two entries at level 2 are made from one 4-byte entry, which covers 4 MiB.
+    """
+    if not role & FOUR_BYTE:
+        return gfn << PAGE_SHIFT | index << 3
+    entry = ((role & QUADRANT_MASK) >> QUADRANT_SHIFT) << 9 | index
+    return gfn << PAGE_SHIFT | (entry >> (1 if role & LEVEL_MASK == 2 else 0)) << 2
+
+
+def spte_indices(role: int, offset: int) -> list[int]:
+    """Return the entries of a shadow page that are made from the guest entry at ``offset`` in its table (C.6).
+
+    None, if another quadrant shadows it.
+    """
+    if not role & FOUR_BYTE:
+        return [offset >> 3]
+    first = (offset >> 2) << (1 if role & LEVEL_MASK == 2 else 0)
+    if first >> 9 != (role & QUADRANT_MASK) >> QUADRANT_SHIFT:
+        return []
+    return [first & INDEX, (first & INDEX) + 1] if role & LEVEL_MASK == 2 else [first & INDEX]
 
 
 def may_sync(page: int, root: int) -> bool:

@@ -2,7 +2,10 @@
 
 from .constants import (
     DUMMY_ROOT,
+    GPTE_P,
     INVALID_ROOT,
+    PAE_ROOT,
+    PAGE_OFFSET,
     PAGE_SHIFT,
     PFN_MASK,
     REQ_LOAD_MMU_PGD,
@@ -14,15 +17,32 @@ from .constants import (
 )
 from .lookup import get_page
 from .pages import ShadowPage
+from .permissions import pdptr_is_reserved
+from .registers import PagingMode
+from .role import pae_root_role
 from .sync import sync_children
-from .vcpu import Root, Vcpu
+from .vcpu import NO_ENTRIES, Root, Vcpu
 from .vm import SharedState
 from .zap import ZapList, commit_zap, prepare_zap
 
 
 def has_page(root: Root) -> bool:
-    """Whether a shadow page stands behind the root: it is neither invalid nor the dummy."""
-    return root.hpa not in (INVALID_ROOT, DUMMY_ROOT)
+    """Whether a shadow page stands behind the root: it is neither invalid, nor the dummy, nor a PAE root."""
+    return root.hpa not in (INVALID_ROOT, DUMMY_ROOT, PAE_ROOT)
+
+
+def root_pages(vm: SharedState, root: Root) -> list[ShadowPage]:
+    """Return the shadow pages that the root holds: one, under a PAE root up to four."""
+    if root.hpa == PAE_ROOT:
+        return [vm.books.page_at(hpa) for hpa in root.entries if hpa]
+    return [vm.books.page_at(root.hpa)] if has_page(root) else []
+
+
+def root_page(vm: SharedState, root: Root, gva: int) -> ShadowPage | None:
+    """Return the shadow page in which the hardware walk of ``gva`` begins, if there is one."""
+    if root.hpa == PAE_ROOT:
+        return vm.books.page_at(root.entries[gva >> 30]) if root.entries[gva >> 30] else None
+    return vm.books.page_at(root.hpa) if has_page(root) else None
 
 
 def is_unsync_root(vm: SharedState, root: Root) -> bool:
@@ -33,16 +53,25 @@ def is_unsync_root(vm: SharedState, root: Root) -> bool:
     return page.unsync or page.unsync_children > 0
 
 
+def is_clean_root(vm: SharedState, root: Root) -> bool:
+    """Whether the flags say that nothing below is unsync. Of a PAE root nobody looks at them without the lock (E052)."""
+    return has_page(root) and not is_unsync_root(vm, root)
+
+
 def sync_roots(vm: SharedState, vcpu: Vcpu) -> None:
     """Bring everything below the current root in line with the guest's tables.
 
-    Without the lock if the root's flags are clear; ``locked``, the kernel before the patch, always takes it.
+    Without the lock if the root's flags are clear; ``locked``, the kernel before the patch, always takes it, and so does
+    every policy for a PAE root, whose pages are synced one by one (E052). Without paging there is nothing to sync.
     """
-    unsync = is_unsync_root(vm, vcpu.root)
-    if not has_page(vcpu.root) or (vm.policy.kind != "locked" and not unsync):
+    if vcpu.root.hpa in (INVALID_ROOT, DUMMY_ROOT) or vcpu.context.mode is PagingMode.NONE:
         return
-    with vm.lock.take(vcpu, "sync", looks=not unsync):
-        sync_children(vm, vcpu, vm.books.page_at(vcpu.root.hpa))
+    clean = is_clean_root(vm, vcpu.root)
+    if clean and vm.policy.kind != "locked":
+        return
+    with vm.lock.take(vcpu, "sync", looks=clean):
+        for page in root_pages(vm, vcpu.root):
+            sync_children(vm, vcpu, page)
 
 
 def free_roots(vm: SharedState, vcpu: Vcpu, *, current: bool = False, previous: tuple[int, ...] = ()) -> None:
@@ -58,9 +87,9 @@ def free_roots(vm: SharedState, vcpu: Vcpu, *, current: bool = False, previous: 
     with vm.lock.take(vcpu, "free"):
         zap_list: ZapList = []
         for root in freed:
-            if has_page(root):
-                _put(vm, vcpu, vm.books.page_at(root.hpa), zap_list)
-            root.hpa = INVALID_ROOT
+            for page in root_pages(vm, root):
+                _put(vm, vcpu, page, zap_list)
+            root.hpa, root.entries = INVALID_ROOT, NO_ENTRIES
             if root is vcpu.root:
                 root.pgd = 0
         commit_zap(vm, vcpu, zap_list)
@@ -92,19 +121,73 @@ def load_root(vm: SharedState, vcpu: Vcpu) -> bool:
     cr3 = vcpu.registers.cr3
     gfn = (cr3 & PFN_MASK) >> PAGE_SHIFT
     lru = vm.policy.kind == "lru"
-    if not vm.memory.has(gfn):
+    direct = vcpu.context.mode is PagingMode.NONE
+    if not direct and not vm.memory.has(gfn):
         if not lru:
             return False
         vcpu.root.hpa = DUMMY_ROOT  # every access will fault as not present (E016)
     else:
         with vm.lock.take(vcpu, "load"):
-            page = get_page(vm, vcpu, gfn, vcpu.root_role)
-            page.root_count += 1
-            vcpu.root.hpa = page.hpa
-    vcpu.root.pgd = cr3 if lru else 0
+            if vcpu.context.long:
+                vcpu.root.hpa = _take_root(vm, vcpu, gfn, vcpu.root_role)
+            else:
+                vcpu.root.entries = _pae_entries(vm, vcpu, gfn)
+                vcpu.root.hpa = PAE_ROOT
+    vcpu.root.pgd = cr3 if lru and not direct else 0
     sync_roots(vm, vcpu)
     vcpu.tlb.flush()
     return True
+
+
+def _take_root(vm: SharedState, vcpu: Vcpu, gfn: int, role: int) -> int:
+    """Find or make the page of a root, and count a reference to it."""
+    page = get_page(vm, vcpu, gfn, role)
+    page.root_count += 1
+    return page.hpa
+
+
+def _pae_entries(vm: SharedState, vcpu: Vcpu, gfn: int) -> tuple[int, ...]:
+    """Make the four pages of a PAE root (E040, E042, E043).
+
+    Without paging each maps its GiB directly; of a 32-bit guest each shadows a quarter of the page directory; of a PAE guest
+    the directory that its PDPTR leads to, where that is present and in memory.
+    """
+    entries = []
+    for i in range(4):
+        frame: int | None = gfn
+        if vcpu.context.mode is PagingMode.NONE:
+            frame = i << 30 - PAGE_SHIFT
+        elif vcpu.context.mode is PagingMode.PAE:
+            pdptr = vcpu.pdptrs[i]
+            frame = (pdptr & PFN_MASK) >> PAGE_SHIFT
+            if not pdptr & GPTE_P or not vm.memory.has(frame):
+                frame = None
+        entries.append(0 if frame is None else _take_root(vm, vcpu, frame, pae_root_role(vcpu.root_role, i)))
+    return tuple(entries)
+
+
+def load_pdptrs(vm: SharedState, vcpu: Vcpu, cr3: int) -> bool:
+    """Load the four PDPTRs of PAE paging from guest memory (B.3); false if they must not be loaded.
+
+    A root that was made from other ones goes (F-10).
+    """
+    pdptrs = read_pdptrs(vm, vcpu, cr3)
+    if pdptrs is None:
+        return False
+    if pdptrs != vcpu.pdptrs:
+        free_roots(vm, vcpu, current=True)
+        vcpu.pdptrs = pdptrs
+    return True
+
+
+def read_pdptrs(vm: SharedState, vcpu: Vcpu, cr3: int) -> tuple[int, ...] | None:
+    """Read the four PDPTRs; ``None`` if they are in no memslot or a present one has a reserved bit set."""
+    gpa = cr3 & PFN_MASK | cr3 & PAGE_OFFSET & ~0x1F
+    if not vm.memory.has(gpa >> PAGE_SHIFT):
+        return None
+    pdptrs = tuple(vm.memory.word(gpa + 8 * i) for i in range(4))
+    bad = any(pdptr & GPTE_P and pdptr_is_reserved(pdptr, vcpu.maxphyaddr) for pdptr in pdptrs)
+    return None if bad else pdptrs
 
 
 def write_same_cr3(vm: SharedState, vcpu: Vcpu) -> None:
@@ -125,7 +208,8 @@ def switch_cr3(vm: SharedState, vcpu: Vcpu, value: int) -> bool:
         free_roots(vm, vcpu, current=True)
         return False
     if vm.policy.kind == "seed":
-        hit = _seed_switch(vm, vcpu, value)
+        # Eligible are 4- and 5-level roots only (E017).
+        hit = vcpu.context.long and _seed_switch(vm, vcpu, value)
         if not hit:
             free_roots(vm, vcpu, current=True)
         vcpu.previous[0].pgd = vcpu.registers.cr3  # in both cases, and that is defect S1 (E006, E007)
@@ -166,7 +250,7 @@ def fast_pgd_switch(vm: SharedState, vcpu: Vcpu, pgd: int) -> bool:
     The cache is kept in the order of use: after a miss the old current root is the first of the previous ones, and the last
     of them was freed.
     """
-    if vcpu.root.hpa == DUMMY_ROOT:
+    if vcpu.root.hpa in (DUMMY_ROOT, PAE_ROOT):
         free_roots(vm, vcpu, current=True)
     if vcpu.root.hpa != INVALID_ROOT:
         return _find_keeping_current(vm, vcpu, pgd)

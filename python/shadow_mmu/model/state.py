@@ -26,7 +26,7 @@ def state_words(vm: SharedState) -> bytes:
 def _vcpu_words(vcpu: Vcpu) -> list[int]:
     registers = vcpu.registers
     words = [registers.cr0, registers.cr3, registers.cr4, registers.efer, vcpu.requests, int(vcpu.shut_down)]
-    words += (vcpu.root.pgd, vcpu.root.hpa, len(vcpu.previous))
+    words += (vcpu.root.pgd, vcpu.root.hpa, *vcpu.root.entries, *vcpu.pdptrs, len(vcpu.previous))
     for root in vcpu.previous:
         words += (root.pgd, root.hpa)
     words.append(vcpu.tlb.sets)

@@ -7,10 +7,11 @@ from .constants import EVENT_SYNC_PAGE, GPTE_A, GPTE_P, PAGE_SHIFT, PFN_MASK
 from .leaf import make_spte
 from .pages import ShadowPage
 from .permissions import has_reserved_bits, leaf_access
-from .role import may_sync
+from .role import gpte_gpa, may_sync
 from .unsync import UnsyncBatch, clear_path, clear_unsync
 from .vcpu import Vcpu
 from .vm import SharedState
+from .walk import read_entry
 from .zap import ZapList, commit_or_flush, prepare_zap
 
 
@@ -29,7 +30,7 @@ def sync_spte(vm: SharedState, vcpu: Vcpu, page: ShadowPage, index: int) -> Spte
     old = page.sptes.get(index, 0)
     if not old:
         return SpteSync.KEPT
-    gpte = vm.memory.word(page.gfn << PAGE_SHIFT | index << 3)
+    gpte = read_entry(vm.memory, vcpu.context, gpte_gpa(page.role, page.gfn, index))
     gfn, access = page.translations[index]
     if (
         not gpte & GPTE_P

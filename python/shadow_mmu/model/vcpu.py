@@ -8,22 +8,26 @@ from shadow_mmu.policy import Policy
 from .constants import (
     ACCESS_FLAGS,
     COUNTERS,
-    CR4_SMAP,
-    CR4_SMEP,
     FETCH,
+    GPTE_P,
     INVALID_ROOT,
     LOCK_REASONS,
+    PAGE_SHIFT,
+    PFN_MASK,
     READ,
     WORD,
     WRITE,
 )
 from .permissions import Access, Context, access_code, make_access, make_context
-from .registers import Registers
+from .registers import PagingMode, Registers
 from .role import root_role
 from .spte import NX, P, U, W
 from .tlb import Tlb
 
 _KIND_COUNT: Final = 16
+
+
+NO_ENTRIES: Final = (0, 0, 0, 0)
 
 
 @dataclass(slots=True)
@@ -32,6 +36,8 @@ class Root:
 
     pgd: int = 0
     hpa: int = INVALID_ROOT
+    entries: tuple[int, ...] = NO_ENTRIES
+    """Under ``PAE_ROOT`` the pages of the four GiB as host-physical addresses, 0 where there is none (KVM: pae_root)."""
 
 
 @dataclass(slots=True)
@@ -101,6 +107,8 @@ class Vcpu:
     maxphyaddr: int
     tlb: Tlb
     registers: Registers = field(default_factory=Registers)
+    pdptrs: tuple[int, ...] = NO_ENTRIES
+    """The four entries that PAE paging starts from, as they were when they were loaded (E101)."""
     requests: int = 0
     shut_down: bool = False
     root: Root = field(default_factory=Root)
@@ -131,8 +139,16 @@ class Vcpu:
         """Derive from the registers what depends on them."""
         self.context = make_context(self.registers, self.maxphyaddr)
         self.root_role = root_role(self.context)
-        self.canonical = (1 << (56 if self.context.levels == 5 else 47)) - 1
+        # Without long mode there are no other addresses: what a 32-bit instruction cannot form does not get here.
+        self.canonical = (1 << self.context.address_bits - (1 if self.context.long else 0)) - 1
         self.rights = [None] * (_KIND_COUNT << 3)
+
+    def first_table(self, gva: int) -> int | None:
+        """Return the frame of the first table that a guest walk reads; ``None`` if its PDPTR is not present (B.2 step 1)."""
+        if self.context.mode is not PagingMode.PAE:
+            return (self.registers.cr3 & PFN_MASK) >> PAGE_SHIFT
+        pdptr = self.pdptrs[gva >> 30]
+        return (pdptr & PFN_MASK) >> PAGE_SHIFT if pdptr & GPTE_P else None
 
     def set_cr3(self, value: int) -> None:
         """Store CR3; nothing of the context depends on it."""
@@ -158,9 +174,9 @@ class Vcpu:
         if access.user:
             need |= U
         elif access.fetch:
-            forbid |= U if self.registers.cr4 & CR4_SMEP else 0
+            forbid |= U if self.context.smep else 0
         elif not access.override:
-            forbid |= U if self.registers.cr4 & CR4_SMAP else 0
+            forbid |= U if self.context.smap else 0
         return AccessRights(need, forbid, access, access_code(access))
 
     def settle_cr3_write(self) -> None:

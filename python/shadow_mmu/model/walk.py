@@ -1,4 +1,4 @@
-"""The guest page-table walk (B.2 for 4- and 5-level paging); comments give the step numbers of B.2."""
+"""The guest page-table walk, one for every mode (B.2); comments give the step numbers of B.2."""
 
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ class GuestWalk(NamedTuple):
     """A walk that reached its leaf."""
 
     level: int
-    """Level of the leaf entry: 1, 2 or 3."""
+    """Level of the leaf entry: 1, 2 or 3; 3 without paging, where no table is above the frame."""
     gfn: int
     """Target frame, the in-page frame of a large leaf added."""
     access: int
@@ -37,42 +37,60 @@ class GuestWalk(NamedTuple):
     """By level: the raw entry, after A and D were set."""
 
 
-def entry_gpa(table_gfn: int, gva: int, level: int) -> int:
-    """Return the gpa of the entry that maps ``gva`` in a table of this level."""
+def entry_gpa(context: Context, table_gfn: int, gva: int, level: int) -> int:
+    """Return the gpa of the entry that maps ``gva`` in a table of this level (B.1)."""
+    if context.four_byte:
+        return table_gfn << PAGE_SHIFT | (gva >> (2 + 10 * level) & 1023) << 2
     return table_gfn << PAGE_SHIFT | (gva >> (3 + 9 * level) & INDEX) << 3
 
 
-def is_leaf(gpte: int, level: int) -> bool:
-    """Whether a present entry maps a page: always at level 1, where bit 7 is PAT; by bit 7 at levels 2 and 3 (F-30)."""
-    return level == 1 or (level <= 3 and bool(gpte & GPTE_PS))
+def read_entry(memory: GuestMemory, context: Context, gpa: int) -> int:
+    """Return the entry at ``gpa``, 4 or 8 bytes wide."""
+    return memory.load(gpa, 4) if context.four_byte else memory.word(gpa)
 
 
-def leaf_gfn(gpte: int, gva: int, level: int) -> int:
-    """Return the target frame of a leaf: its base masked to the level, plus the in-page frame of ``gva``."""
-    frames = (1 << 9 * (level - 1)) - 1
-    return (gpte & PFN_MASK) >> PAGE_SHIFT & ~frames | gva >> PAGE_SHIFT & frames
+def is_leaf(context: Context, gpte: int, level: int) -> bool:
+    """Whether a present entry maps a page: always at level 1, where bit 7 is PAT; above by bit 7, if the mode has it."""
+    return level == 1 or (level <= context.largest and bool(gpte & GPTE_PS))
 
 
-def walk(memory: GuestMemory, context: Context, cr3: int, gva: int, access: Access) -> GuestWalk | int:
+def leaf_gfn(context: Context, gpte: int, gva: int, level: int) -> int:
+    """Return the target frame of a leaf: its base masked to the level, plus the in-page frame of ``gva`` (step 7)."""
+    frames = (1 << (10 if context.four_byte else 9) * (level - 1)) - 1
+    base = (gpte & PFN_MASK) >> PAGE_SHIFT & ~frames
+    if context.four_byte and level == 2:
+        base |= (gpte >> 13 & 0xF) << 20  # PSE-36: PA[35:32]
+    return base | gva >> PAGE_SHIFT & frames
+
+
+def walk(memory: GuestMemory, context: Context, first_table: int | None, gva: int, access: Access) -> GuestWalk | int:
     """Walk the guest's tables for one access; a page fault is returned as its error code.
+
+    ``first_table`` is the frame of the table at ``context.top``; ``None`` if the PDPTR of ``gva`` is not present.
 
     A and D bits are written only after every check has passed (step 11): a walk that faults writes nothing, unless it is the
     restart of a walk whose compare-exchange failed.
     """
+    if not context.top:
+        return GuestWalk(3, gva >> PAGE_SHIFT, ACC_ALL, {}, {}, {})  # E103: no tables, no rights, no faults
     while True:
-        result = _walk_once(memory, context, cr3, gva, access)
+        result = _walk_once(memory, context, first_table, gva, access)
         if result is not None:
             return result
 
 
-def _walk_once(memory: GuestMemory, context: Context, cr3: int, gva: int, access: Access) -> GuestWalk | int | None:
+def _walk_once(
+    memory: GuestMemory, context: Context, first_table: int | None, gva: int, access: Access
+) -> GuestWalk | int | None:
     """Walk once; ``None`` if an entry changed between its reading and the setting of its A or D bit."""
     # Step 1. The failure code carries W and U, and F only where the processor defines it.
     code = access_code(access)
     if access.fetch and not (context.nx or context.smep):
         code &= ~PF_F
-    level = context.levels
-    gfn = (cr3 & PFN_MASK) >> PAGE_SHIFT
+    if first_table is None:
+        return code
+    level = context.top
+    gfn = first_table
     acc = ACC_ALL
     parent_access: dict[int, int] = {}
     table_gfn: dict[int, int] = {}
@@ -81,7 +99,7 @@ def _walk_once(memory: GuestMemory, context: Context, cr3: int, gva: int, access
         # Step 2. A table in no memslot is a not-present style fault.
         if not memory.has(gfn):
             return code
-        gpte = memory.word(entry_gpa(gfn, gva, level))
+        gpte = read_entry(memory, context, entry_gpa(context, gfn, gva, level))
         table_gfn[level], gptes[level], parent_access[level] = gfn, gpte, acc
         # Step 4.
         if not gpte & GPTE_P:
@@ -89,31 +107,31 @@ def _walk_once(memory: GuestMemory, context: Context, cr3: int, gva: int, access
         if has_reserved_bits(context, gpte, level):
             return code | PF_P | PF_RSVD
         acc &= gpte_access(gpte)  # step 3
-        if is_leaf(gpte, level):  # step 5
+        if is_leaf(context, gpte, level):  # step 5
             break
         gfn = (gpte & PFN_MASK) >> PAGE_SHIFT
         level -= 1
     if is_denied(context, acc, access):  # step 6
         return code | PF_P
-    target = leaf_gfn(gpte, gva, level)  # step 7
+    target = leaf_gfn(context, gpte, gva, level)  # step 7
     if not access.write and not gpte & GPTE_D:  # step 9
         acc &= ~ACC_W
     # Step 10, from the top level down to the leaf.
-    for at in range(context.levels, level - 1, -1):
+    for at in range(context.top, level - 1, -1):
         want = gptes[at] | GPTE_A | (GPTE_D if access.write and at == level else 0)
         if want != gptes[at]:
-            if not compare_exchange(memory, entry_gpa(table_gfn[at], gva, at), gptes[at], want):
+            if not compare_exchange(memory, context, entry_gpa(context, table_gfn[at], gva, at), gptes[at], want):
                 return None
             gptes[at] = want
     return GuestWalk(level, target, acc, parent_access, table_gfn, gptes)
 
 
-def compare_exchange(memory: GuestMemory, gpa: int, old: int, new: int) -> bool:
+def compare_exchange(memory: GuestMemory, context: Context, gpa: int, old: int, new: int) -> bool:
     """Write an entry if it still holds what the walk read; false if it does not (E105).
 
     Nothing runs beside the model, and yet it can fail: a table that is its own child has one entry on the path twice.
     """
-    if memory.word(gpa) != old:
+    if read_entry(memory, context, gpa) != old:
         return False
-    memory.set_word(gpa, new)
+    memory.store(gpa, new, 4 if context.four_byte else 8)
     return True

@@ -18,13 +18,11 @@ from shadow_mmu import ops as op
 from shadow_mmu.errors import ConfigError
 from shadow_mmu.ops import Op
 from shadow_mmu.types import PAGE_SIZE, AccessKind, OpFlag, OpKind
-from shadow_mmu.workloads.world import DATA_GFNS, INDICES, LOW_BYTES, OUTSIDE, WINDOW_INDEX, MachineConfig, World
+from shadow_mmu.workloads.world import DATA_GFNS, LOW_BYTES, OUTSIDE, PAGINGS, WINDOW_INDEX, MachineConfig, World
 
 _CR0: Final = 0x80050033
 _CR0_WP, _CR0_CD, _CR0_NW, _CR0_PG = 1 << 16, 1 << 30, 1 << 29, 1 << 31
-_CR4: Final = 0x20
 _CR4_PSE, _CR4_PGE, _CR4_LA57, _CR4_SMEP, _CR4_SMAP = 1 << 4, 1 << 7, 1 << 12, 1 << 20, 1 << 21
-_EFER: Final = 0xD00
 _EFER_NXE: Final = 1 << 11
 _BIT63: Final = 1 << 63
 _POLICIES: Final = ("locked", "seed", "lru:0", "lru:1", "lru:3", "lru:3", "lru:8")
@@ -32,6 +30,8 @@ _TLB_SIZES: Final = (0, 1, 2, 12, 24, 24, 96)
 _KINDS: Final[tuple[AccessKind, ...]] = ("read", "write", "fetch")
 # How far into a stream a triple fault may end a vCPU for good.
 _LATE: Final = 0.95
+# How many streams walk the same tables with entries of both widths.
+_MIXED: Final = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +44,16 @@ class Stream:
     ops : tuple of Op
     pages : tuple of tuple of int
         What HOST_PAGE operations refer to: 512 words each.
+    mixes_widths : bool
+        The same tables are walked with entries of 4 and of 8 bytes. An oracle that leaves A and D out of its view cannot judge
+        that: those of one width are frame bits of the other.
 
     """
 
     config: MachineConfig
     ops: tuple[Op, ...]
     pages: tuple[tuple[int, ...], ...]
+    mixes_widths: bool = False
 
 
 class _Generator:
@@ -59,8 +63,9 @@ class _Generator:
         self.rng, self.world, self.config = rng, world, config
         self.pages: list[list[int]] = []
         self.cr0 = [_CR0] * config.vcpus
-        self.cr4 = [_CR4 | (_CR4_LA57 if world.levels == 5 else 0)] * config.vcpus
-        self.efer = [_EFER] * config.vcpus
+        self.cr4 = [world.paging.cr4] * config.vcpus
+        self.efer = [world.paging.efer] * config.vcpus
+        self.mixes_widths = rng.random() < _MIXED
         self.late = False
         self.recent = [world.gva(rng)]
 
@@ -96,15 +101,15 @@ class _Generator:
         """Load or store somewhere, which may well be a table."""
         rng, vcpu = self.rng, self._vcpu()
         size = rng.choice((1, 2, 4, 8, 8))
-        offset = rng.randrange(PAGE_SIZE - size + 1) if rng.random() < 0.3 else 8 * rng.choice((*INDICES, 3))
+        offset = rng.randrange(PAGE_SIZE - size + 1) if rng.random() < 0.3 else self.world.place(rng, 0) & ~7
         gva = self._gva() + offset
         flags = {"user": rng.random() < 0.4, "ac": rng.random() < 0.5}
         if rng.random() < 0.4:
             return [op.load(gva, size, vcpu=vcpu, **flags)]
-        return [op.store(gva, self._stored(size, rng.randint(1, 4)), size, vcpu=vcpu, **flags)]
+        return [op.store(gva, self._stored(size, rng.randint(1, self.world.levels)), size, vcpu=vcpu, **flags)]
 
     def _stored(self, size: int, level: int) -> int:
-        return self.world.entry(self.rng, level) & ((1 << 8 * size) - 1)
+        return self.world.word(self.rng, level) & ((1 << 8 * size) - 1)
 
     def _edit(self, vcpu: int) -> tuple[Op, int]:
         """Return a guest store to a table through the window, and the gfn of the table."""
@@ -114,12 +119,12 @@ class _Generator:
         # The window itself is edited seldom: without it no table can be reached.
         if gfn in world.window.values() and rng.random() < 0.9:
             gfn, level = world.tables[1][0], 1
-        size = rng.choice((8, 8, 8, 8, 4, 2, 1))
-        place = gfn << 12 | 8 * rng.choice(INDICES)
+        size = rng.choice((*[world.paging.entry_bytes] * 4, 8, 4, 2, 1))
+        place = world.place(rng, gfn)
         if rng.random() < 0.1:
             place += rng.randrange(8)
-            if place % PAGE_SIZE + size > PAGE_SIZE:
-                place -= 8
+        if place % PAGE_SIZE + size > PAGE_SIZE:
+            place -= 8
         value = self._stored(size, level)
         return op.store(world.through_window(place), value, size, vcpu=vcpu, ac=True), gfn
 
@@ -144,12 +149,13 @@ class _Generator:
         rng, world, vcpu = self.rng, self.world, self._vcpu()
         shown = rng.choice(DATA_GFNS)
         gva = world.through_window(shown << 12)
-        slot = world.through_window(world.window[1] << 12 | 8 * shown)
+        size = world.paging.entry_bytes
+        slot = world.through_window(world.window[1] << 12 | size * shown)
         frame = shown if rng.random() < 0.5 else rng.choice(DATA_GFNS)
-        bits = rng.choice((0x67, 0x67, 0x67, 0x27, 0x65, 0x63, 1 << 63 | 0x67, 0x66))
+        bits = rng.choice((0x67, 0x67, 0x67, 0x27, 0x65, 0x63, (1 << 63 if size == 8 else 0) | 0x67, 0x66))
         scene = [
             self._access(gva, vcpu),
-            op.store(slot, frame << 12 | bits, vcpu=self._vcpu(), ac=True),
+            op.store(slot, frame << 12 | bits, size, vcpu=self._vcpu(), ac=True),
         ]
         if rng.random() < 0.6:
             scene.append(op.invlpg(gva, vcpu=vcpu))
@@ -158,7 +164,8 @@ class _Generator:
     def switch(self) -> list[Op]:
         """Write CR3 and access something."""
         vcpu = self._vcpu()
-        return [op.write_cr3(self._root(), vcpu=vcpu), self._access(self._gva(), vcpu)]
+        by_host = self.rng.random() < 0.05
+        return [op.write_cr3(self._root(), vcpu=vcpu, host=by_host), self._access(self._gva(), vcpu)]
 
     def ping_pong(self) -> list[Op]:
         """Go to another root and back, perhaps with an edit between."""
@@ -186,13 +193,15 @@ class _Generator:
             return [op.host_store(OUTSIDE, 1, vcpu=vcpu)]
         if chance < 0.3:
             return [op.host_store(rng.choice(DATA_GFNS) << 12, rng.getrandbits(64), vcpu=vcpu)]
-        return [op.host_store(gfn << 12 | 8 * rng.choice(INDICES), world.entry(rng, level), vcpu=vcpu)]
+        return [op.host_store(world.place(rng, gfn) & ~7, world.word(rng, level), vcpu=vcpu)]
 
     def repair(self) -> list[Op]:
         """Make the window whole again for one root, and one table whatever it is, so that the guest does not fall silent."""
         rng, world, vcpu = self.rng, self.world, self._vcpu()
         top = rng.choice(world.tables[world.levels])
-        scene = [op.host_store(top << 12 | 8 * WINDOW_INDEX, world.window[world.levels - 1] << 12 | 0x27, vcpu=vcpu)]
+        at = top << 12 | world.paging.entry_bytes * WINDOW_INDEX
+        root = world.window_root() << 8 * (at & 4) | (world.word(rng, world.levels) & 0xFFFFFFFF if at & 4 else 0)
+        scene = [op.host_store(at & ~7, root, vcpu=vcpu)]
         for level, gfn in world.window.items():
             scene.append(op.host_store(gfn << 12, world.window_page(level)[0], vcpu=vcpu))
         gfn = rng.choice([one for one in world.table_gfns if one not in world.window.values()])
@@ -205,8 +214,9 @@ class _Generator:
         gfn = rng.choice(world.tables[rng.randint(2, world.levels)])
         gva = world.through_window(gfn << 12)
         level = world.level_of[gfn]
+        size = world.paging.entry_bytes
         return [
-            op.store(gva + 8 * rng.choice(INDICES), world.entry(rng, level), vcpu=vcpu, ac=True)
+            op.store(world.through_window(world.place(rng, gfn)), world.entry(rng, level), size, vcpu=vcpu, ac=True)
             if rng.random() < 0.7
             else op.access(gva, "write", vcpu=vcpu, ac=True)
             for _ in range(rng.randint(2, 5))
@@ -214,13 +224,15 @@ class _Generator:
 
     def registers(self) -> list[Op]:
         """Toggle WP, SMEP, SMAP, NXE, PGE, PSE."""
-        rng, vcpu = self.rng, self._vcpu()
+        rng, vcpu, world = self.rng, self._vcpu(), self.world
         which = rng.randrange(3)
         if which == 0:
             self.cr0[vcpu] ^= _CR0_WP
             return [op.write_cr0(self.cr0[vcpu], vcpu=vcpu, host=rng.random() < 0.5)]
         if which == 1:
-            self.cr4[vcpu] ^= rng.choice((_CR4_SMEP, _CR4_SMAP, _CR4_PGE, _CR4_PSE, _CR4_SMEP | _CR4_SMAP))
+            # CR4.PSE is not in the role of a page, so that a toggle under 32-bit paging would not reach large ones (C.1).
+            others = () if world.paging.name == "32-bit" else (_CR4_PSE,)
+            self.cr4[vcpu] ^= rng.choice((_CR4_SMEP, _CR4_SMAP, _CR4_PGE, _CR4_SMEP | _CR4_SMAP, *others))
             return [op.write_cr4(self.cr4[vcpu], vcpu=vcpu, host=rng.random() < 0.5)]
         self.efer[vcpu] ^= _EFER_NXE
         return [op.write_efer(self.efer[vcpu], vcpu=vcpu, host=rng.random() < 0.5)]
@@ -248,25 +260,54 @@ class _Generator:
     def upheaval(self) -> list[Op]:
         """Turn paging off and on, change the number of levels, load a CR3 outside memory."""
         rng, vcpu = self.rng, self._vcpu()
-        which = rng.randrange(3)
+        which = rng.randrange(4)
         if which == 0:
             off = self.cr0[vcpu] & ~_CR0_PG
-            root = self._root()
-            back = op.write_cr0(self.cr0[vcpu], vcpu=vcpu, host=True)
+            # Without paging an address is a gpa: a table, a data page, nothing.
+            gpas = [rng.choice((*self.world.table_gfns, *DATA_GFNS, OUTSIDE >> 12)) << 12 for _ in range(3)]
             return [
                 op.write_cr0(off, vcpu=vcpu, host=True),
                 op.sync_tlb(vcpu=vcpu),
-                op.write_cr3(root, vcpu=vcpu),
-                back,
+                *[self._access(gpa, vcpu) for gpa in gpas],
+                op.store(gpas[0] & LOW_BYTES - 1 | 8, self._stored(8, 1), vcpu=vcpu),
+                op.write_cr3(self._root(), vcpu=vcpu),
+                op.invlpg(gpas[1], vcpu=vcpu),
+                op.write_cr0(self.cr0[vcpu], vcpu=vcpu, host=True),
             ]
         if which == 1:
             there = op.write_cr4(self.cr4[vcpu] ^ _CR4_LA57, vcpu=vcpu, host=True)
             back = op.write_cr4(self.cr4[vcpu], vcpu=vcpu, host=True)
             return [there, self._access(self._gva(), vcpu), back]
+        if which == 2:
+            return self._other_mode(vcpu)
         if self.config.policy.startswith("lru") or self.late:
             outside = op.write_cr3(OUTSIDE, vcpu=vcpu)
             return [outside, self._access(self._gva(), vcpu), op.write_cr3(self._root(), vcpu=vcpu)]
         return []
+
+    def _other_mode(self, vcpu: int) -> list[Op]:
+        """Read this world's tables for a while as those of another paging mode, and come back."""
+        rng = self.rng
+        own = self.world.paging
+        others = [one for one in PAGINGS.values() if one is not own]
+        if not self.mixes_widths:
+            others = [one for one in others if one.entry_bytes == own.entry_bytes]
+        if not others:
+            return []
+        other = rng.choice(others)
+        scene = [
+            op.write_cr4(self.cr4[vcpu] & ~0x1030 | other.cr4 & 0x1030, vcpu=vcpu, host=True),
+            op.write_efer(self.efer[vcpu] & _EFER_NXE | other.efer & ~_EFER_NXE, vcpu=vcpu, host=True),
+        ]
+        for _ in range(rng.randint(1, 4)):
+            scene.append(self._access(self._gva(), vcpu))
+            scene += self.switch() if rng.random() < 0.3 else []
+            scene += self.invlpg() if rng.random() < 0.2 else []
+        back = [
+            op.write_cr4(self.cr4[vcpu], vcpu=vcpu, host=True),
+            op.write_efer(self.efer[vcpu], vcpu=vcpu, host=True),
+        ]
+        return [*scene, *back, op.write_cr3(self._root(), vcpu=vcpu)]
 
     def scenes(self) -> tuple[list[Callable[[], list[Op]]], list[int]]:
         """Return the scenes and their weights."""
@@ -283,12 +324,14 @@ class _Generator:
             (self.flood, 3),
             (self.registers, 3),
             (self.refused, 4),
-            (self.upheaval, 1),
+            (self.upheaval, 2),
         )
         return [scene for scene, _ in weighted], [weight for _, weight in weighted]
 
 
-def random_stream(seed: int, operations: int, *, policy: str | None = None, vcpus: int = 2) -> Stream:
+def random_stream(
+    seed: int, operations: int, *, policy: str | None = None, vcpus: int = 2, paging: str | None = None
+) -> Stream:
     """Make a stream.
 
     Parameters
@@ -301,15 +344,19 @@ def random_stream(seed: int, operations: int, *, policy: str | None = None, vcpu
         Instead of a drawn one.
     vcpus : int
         How many vCPUs take turns.
+    paging : str, optional
+        ``4-level``, ``5-level``, ``PAE`` or ``32-bit`` instead of a drawn one. Every stream changes its mode now and then.
 
     Raises
     ------
     ConfigError
-        ``operations`` is not positive.
+        ``operations`` is not positive, or there is no such paging mode.
 
     """
     if operations <= 0:
         raise ConfigError(f"a stream of {operations} operations: expected at least one")
+    if paging is not None and paging not in PAGINGS:
+        raise ConfigError(f"no paging mode {paging!r}: expected one of {', '.join(PAGINGS)}")
     rng = Random(seed)  # noqa: S311  a reproducible stream is what is wanted
     config = MachineConfig(
         policy=policy or rng.choice(_POLICIES),
@@ -317,11 +364,12 @@ def random_stream(seed: int, operations: int, *, policy: str | None = None, vcpu
         tlb_entries=rng.choice(_TLB_SIZES),
         maxphyaddr=rng.choice((46, 46, 40, 52)),
     )
-    world = World(rng.choice((4, 4, 5)), config.maxphyaddr)
+    world = World(paging or rng.choice(("4-level", "4-level", "5-level", "PAE", "PAE", "32-bit")), config.maxphyaddr)
     generator = _Generator(rng, world, config)
     made, generator.pages = world.setup(rng)
     for vcpu in range(vcpus):
         made.append(op.write_cr4(generator.cr4[vcpu], vcpu=vcpu, host=True))
+        made.append(op.write_efer(generator.efer[vcpu], vcpu=vcpu, host=True))
         made.append(op.write_cr3(world.tables[world.levels][vcpu % 2] << 12, vcpu=vcpu))
     scenes, weights = generator.scenes()
     while len(made) < operations:
@@ -329,4 +377,4 @@ def random_stream(seed: int, operations: int, *, policy: str | None = None, vcpu
         made += rng.choices(scenes, weights)[0]()
     assert all(one.flags & ~int(OpFlag.HOST | OpFlag.AC | OpFlag.USER | OpFlag.IMPLICIT) == 0 for one in made)
     assert all(gfn << 12 < LOW_BYTES for gfn in world.table_gfns)
-    return Stream(config, tuple(made[:operations]), tuple(map(tuple, generator.pages)))
+    return Stream(config, tuple(made[:operations]), tuple(map(tuple, generator.pages)), generator.mixes_widths)

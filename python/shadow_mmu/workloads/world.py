@@ -27,8 +27,6 @@ ROOTS: Final = 4
 _TABLES_PER_LEVEL: Final = 3
 _LEAF_TABLES: Final = 5
 WINDOW_INDEX: Final = 3
-INDICES: Final = (0, 1, 2, 511)
-_TOP_INDICES: Final = (0, 1, 255, 256, 511)
 _CHANCES: Final = (
     (P, 0.985),
     (W, 0.95),
@@ -40,6 +38,41 @@ _CHANCES: Final = (
     (G, 0.05),
     (NX, 0.03),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Paging:
+    """A paging mode as the guest's tables show it, and the registers that select it."""
+
+    name: str
+    levels: int
+    index_bits: int
+    entry_bytes: int
+    address_bits: int
+    top: tuple[int, ...]
+    """The entries of a root that addresses use."""
+    below: tuple[int, ...]
+    """The entries of other tables that addresses use."""
+    cr4: int
+    efer: int
+
+    @property
+    def has_pdptrs(self) -> bool:
+        """Whether the root is four entries that are loaded by CR3 writes."""
+        return self.name == "PAE"
+
+
+_LONG: Final = (0, 1, 255, 256, 511)
+_BELOW: Final = (0, 1, 2, 511)
+PAGINGS: Final = {
+    one.name: one
+    for one in (
+        Paging("4-level", 4, 9, 8, 48, _LONG, _BELOW, 0x20, 0xD00),
+        Paging("5-level", 5, 9, 8, 57, _LONG, _BELOW, 0x1020, 0xD00),
+        Paging("PAE", 3, 9, 8, 32, (0, 1, 2), _BELOW, 0x30, 0x800),
+        Paging("32-bit", 2, 10, 4, 32, (0, 1, 511, 512, 1023), (0, 1, 2, 1023), 0x10, 0x800),
+    )
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +91,18 @@ class World:
 
     Parameters
     ----------
-    levels : int
-        4 or 5.
+    paging : str
+        ``4-level``, ``5-level``, ``PAE`` or ``32-bit``.
     maxphyaddr : int
         Bits at and above it are reserved.
 
     """
 
-    __slots__ = ("level_of", "levels", "maxphyaddr", "tables", "window")
+    __slots__ = ("level_of", "levels", "maxphyaddr", "paging", "tables", "window")
 
-    def __init__(self, levels: int, maxphyaddr: int = 46) -> None:
-        self.levels, self.maxphyaddr = levels, maxphyaddr
+    def __init__(self, paging: str = "4-level", maxphyaddr: int = 46) -> None:
+        self.paging, self.maxphyaddr = PAGINGS[paging], maxphyaddr
+        self.levels = levels = self.paging.levels
         self.tables: dict[int, list[int]] = {}
         gfn = _FIRST_TABLE_GFN
         for level in range(levels, 0, -1):
@@ -85,42 +119,61 @@ class World:
         """Every frame that holds a table."""
         return list(self.level_of)
 
+    def _shift(self, level: int) -> int:
+        return 12 + self.paging.index_bits * (level - 1)
+
     def canonical(self, gva: int) -> int:
-        """Return ``gva`` with its upper bits made copies of its top one."""
-        bits = 12 + 9 * self.levels
+        """Return ``gva`` with its upper bits made copies of its top one; of 32-bit addresses there are none."""
+        bits = self.paging.address_bits
         gva &= (1 << bits) - 1
+        if bits == 32:
+            return gva
         return gva | (((1 << 64) - (1 << bits)) if gva >> (bits - 1) else 0)
 
     def gva(self, rng: Random) -> int:
         """Draw one of a few hundred page addresses."""
-        gva = rng.choice(_TOP_INDICES) << (12 + 9 * (self.levels - 1))
+        gva = rng.choice(self.paging.top) << self._shift(self.levels)
         for level in range(self.levels - 1, 0, -1):
-            gva |= rng.choice(INDICES) << (12 + 9 * (level - 1))
+            gva |= rng.choice(self.paging.below) << self._shift(level)
         return self.canonical(gva)
+
+    def place(self, rng: Random, gfn: int) -> int:
+        """Draw the gpa of one of the entries of a table that addresses use."""
+        return gfn << 12 | self.paging.entry_bytes * rng.choice(self.paging.below)
+
+    def word(self, rng: Random, level: int) -> int:
+        """Draw an aligned word of a table: one entry of 8 bytes, or two of 4."""
+        if self.paging.entry_bytes == 8:
+            return self.entry(rng, level)
+        return self.entry(rng, level) | self.entry(rng, level) << 32
 
     def through_window(self, gpa: int) -> int:
         """Return the gva at which the window shows a gpa of the low slot."""
-        gva = WINDOW_INDEX << (12 + 9 * (self.levels - 1))
+        gva = WINDOW_INDEX << self._shift(self.levels)
         return self.canonical(gva | gpa)
 
     def entry(self, rng: Random, level: int) -> int:
         """Draw a table entry for ``level``: mostly one that leads somewhere."""
         if rng.random() < 0.04:
             return 0
+        if self.paging.has_pdptrs and level == self.levels:
+            # A reserved bit in one of these makes the CR3 write fault; there are no rights in them.
+            bad = 1 << rng.choice((1, 2, 5, 63)) if rng.random() < 0.005 else 0
+            return rng.choice(self.tables[level - 1]) << 12 | P | bad
         bits = 0
         for bit, chance in _CHANCES:
             bits |= bit * (rng.random() < chance)
         if rng.random() < 0.01:
             bits |= 1 << rng.choice((self.maxphyaddr, 51, 7))
-        return self._target(rng, level) | bits
+        return (self._target(rng, level) | bits) & ((1 << 8 * self.paging.entry_bytes) - 1)
 
     def _target(self, rng: Random, level: int) -> int:
         """Draw where an entry leads: frame bits, and PS for a large page."""
         chance = rng.random()
         if level in (2, 3) and chance < 0.12:
-            # 2 MiB: the tables themselves or the high slot; 1 GiB: all of memory or the high slot and what follows.
-            frame = rng.choice((0, HIGH_SLOT, OUTSIDE & ~((1 << (12 + 9 * (level - 1))) - 1)))
-            return frame | PS | (rng.choice((1 << 12, 1 << 13)) if rng.random() < 0.05 else 0)
+            # 2 or 4 MiB: the tables themselves or the high slot; 1 GiB: all of memory or the high slot and what follows.
+            frame = rng.choice((0, HIGH_SLOT, OUTSIDE & ~((1 << self._shift(level)) - 1)))
+            return frame | PS | (rng.choice((1 << 12, 1 << 13, 1 << 17)) if rng.random() < 0.05 else 0)
         if level > 1:
             if chance < 0.95:
                 return rng.choice(self.tables[level - 1]) << 12
@@ -133,18 +186,29 @@ class World:
 
     def page(self, rng: Random, level: int) -> list[int]:
         """Draw the 512 entries of a table: those at the indices that addresses use are drawn, the others empty."""
-        words = [0] * 512
-        for index in _TOP_INDICES if level == self.levels else INDICES:
-            words[index] = self.entry(rng, level)
+        entries = [0] * (PAGE_SIZE // self.paging.entry_bytes)
+        for index in self.paging.top if level == self.levels else self.paging.below:
+            entries[index] = self.entry(rng, level)
         if level == self.levels:
-            words[WINDOW_INDEX] = self.window[level - 1] << 12 | P | W | U | A
-        return words
+            entries[WINDOW_INDEX] = self.window_root()
+        return self._packed(entries)
+
+    def window_root(self) -> int:
+        """Return the entry of a root that leads to the window."""
+        return self.window[self.levels - 1] << 12 | (P if self.paging.has_pdptrs else P | W | U | A)
+
+    def _packed(self, entries: list[int]) -> list[int]:
+        """Return the 512 words of a table."""
+        if self.paging.entry_bytes == 8:
+            return entries
+        return [low | high << 32 for low, high in zip(entries[::2], entries[1::2], strict=True)]
 
     def window_page(self, level: int) -> list[int]:
         """Return the 512 entries of a table of the window."""
+        count = PAGE_SIZE // self.paging.entry_bytes
         if level == 1:
-            return [gfn << 12 | P | W | U | A | D for gfn in range(512)]
-        return [self.window[level - 1] << 12 | P | W | U | A, *[0] * 511]
+            return self._packed([gfn << 12 | P | W | U | A | D for gfn in range(count)])
+        return self._packed([self.window[level - 1] << 12 | P | W | U | A, *[0] * (count - 1)])
 
     def setup(self, rng: Random) -> tuple[list[Op], list[list[int]]]:
         """Return the operations that fill every table, and the pages that they refer to."""

@@ -91,6 +91,19 @@ impl Gva {
         self.0 & (PAGE_SIZE - 1)
     }
 
+    /// The address as an instruction outside long mode forms it: 32 bits.
+    #[inline]
+    #[must_use]
+    pub const fn truncated(self) -> Gva {
+        Gva(self.0 & 0xffff_ffff)
+    }
+
+    /// The GiB that the address lies in, 0..=3 for 32-bit addresses: which PDPTR translates it.
+    #[inline]
+    pub const fn gib(self) -> usize {
+        (self.0 >> 30 & 3) as usize
+    }
+
     /// Whether bits 63:`bits`-1 are all equal (SDM vol. 1, 3.3.7.1). `bits` is 48 or 57.
     #[inline]
     pub const fn is_canonical(self, bits: u32) -> bool {
@@ -148,6 +161,9 @@ impl Hpa {
     /// The shared empty root of a pgd outside memory (E016).
     pub const DUMMY_ROOT: Hpa = Hpa((SHADOW_BASE_PFN - 1) << PAGE_SHIFT);
 
+    /// The root of a vCPU without long mode: no shadow page, but four entries that lead to one each (E043).
+    pub const PAE_ROOT: Hpa = Hpa((SHADOW_BASE_PFN - 2) << PAGE_SHIFT);
+
     /// Whether this names a root at all.
     #[inline]
     pub const fn is_valid(self) -> bool {
@@ -160,7 +176,13 @@ impl Hpa {
         self.0 == Self::DUMMY_ROOT.0
     }
 
-    /// The shadow page at this address, `None` for an invalid or the dummy root.
+    /// Whether this is a root of four entries, which has no shadow page either.
+    #[inline]
+    pub const fn is_pae(self) -> bool {
+        self.0 == Self::PAE_ROOT.0
+    }
+
+    /// The shadow page at this address, `None` for an invalid, the dummy or a PAE root.
     #[inline]
     pub const fn shadow_page(self) -> Option<SpId> {
         let pfn = self.0 >> PAGE_SHIFT;
@@ -311,6 +333,8 @@ mod tests {
         assert_eq!(SpId::new(7).hpa().shadow_page(), Some(SpId::new(7)));
         assert_eq!(Hpa::INVALID.shadow_page(), None);
         assert_eq!(Hpa::DUMMY_ROOT.shadow_page(), None);
+        assert_eq!(Hpa::PAE_ROOT.shadow_page(), None);
+        assert!(Hpa::PAE_ROOT.is_valid() && Hpa::PAE_ROOT.is_pae() && !Hpa::DUMMY_ROOT.is_pae());
     }
 
     #[test]

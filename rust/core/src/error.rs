@@ -48,12 +48,6 @@ pub enum Error {
         /// The limit.
         limit: u32,
     },
-    /// The vCPU's registers select a paging mode that this machine does not have.
-    #[error("unsupported paging mode: {reason}")]
-    UnsupportedMode {
-        /// Which registers, and what they select.
-        reason: &'static str,
-    },
     /// Another thread drives this vCPU (or the machine needs all of them at rest).
     #[error("vCPU {vcpu} is being driven by another thread")]
     Busy {

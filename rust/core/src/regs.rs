@@ -1,10 +1,5 @@
 //! Control registers of a vCPU and the rules of writing them (A.5, docs/machine.md, 4).
 
-use crate::{
-    addr::Level,
-    error::{Error, Result},
-};
-
 /// CR0.PE.
 pub const CR0_PE: u64 = 1;
 /// CR0.ET, fixed to 1.
@@ -52,20 +47,60 @@ pub enum Writer {
     Host,
 }
 
-/// Why a register write did not happen.
+/// #GP(0): the register write does not happen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Refused {
-    /// #GP(0).
-    GeneralProtection,
-    /// A paging mode that this machine does not have.
-    Unsupported(&'static str),
+pub struct GeneralProtection;
+
+/// How guest tables are walked (B.1).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PagingMode {
+    /// CR0.PG=0: linear addresses are physical ones.
+    None,
+    /// Two levels of 4-byte entries.
+    Bits32,
+    /// Four cached PDPTRs and two levels of 8-byte entries.
+    Pae,
+    /// Four levels.
+    Long4,
+    /// Five levels.
+    Long5,
+}
+
+impl PagingMode {
+    /// Levels of tables, the PDPTRs counted.
+    pub const fn levels(self) -> u8 {
+        match self {
+            PagingMode::None => 0,
+            PagingMode::Bits32 => 2,
+            PagingMode::Pae => 3,
+            PagingMode::Long4 => 4,
+            PagingMode::Long5 => 5,
+        }
+    }
+
+    /// Whether this is 4- or 5-level paging, whose root is a shadow page.
+    pub const fn is_long(self) -> bool {
+        matches!(self, PagingMode::Long4 | PagingMode::Long5)
+    }
+
+    /// Width of linear addresses.
+    pub const fn address_bits(self) -> u32 {
+        match self {
+            PagingMode::Long5 => 57,
+            PagingMode::Long4 => 48,
+            _ => 32,
+        }
+    }
 }
 
 /// What a register write asks of the MMU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one thing that is asked for")]
 pub struct Effects {
     /// Drop all roots and derive the context anew (`kvm_mmu_reset_context`).
     pub reset_context: bool,
+    /// PAE paging is on now, and this write loads the PDPTRs (B.3).
+    pub load_pdptrs: bool,
     /// Request `TLB_FLUSH_GUEST`.
     pub flush_guest: bool,
     /// Request `TLB_FLUSH_CURRENT`.
@@ -93,69 +128,69 @@ impl Default for ControlRegs {
 }
 
 /// `Err` for a condition that is #GP.
-fn general_protection_if(condition: bool) -> core::result::Result<(), Refused> {
-    if condition { Err(Refused::GeneralProtection) } else { Ok(()) }
+fn general_protection_if(condition: bool) -> Result<(), GeneralProtection> {
+    if condition { Err(GeneralProtection) } else { Ok(()) }
 }
 
-const NO_32BIT: Refused =
-    Refused::Unsupported("CR0.PG=1 with EFER.LME=0 selects 32-bit or PAE paging; only 4- and 5-level paging are built");
-
 impl ControlRegs {
-    /// Level of the guest's root table, `None` while paging is off.
-    pub fn root_level(&self) -> Option<Level> {
-        let long = self.cr0 & CR0_PG != 0 && self.efer & EFER_LMA != 0;
-        long.then_some(if self.cr4 & CR4_LA57 != 0 { Level::PML5 } else { Level::PML4 })
-    }
-
-    /// The root level of a vCPU that is about to touch guest memory.
-    ///
-    /// # Errors
-    /// [`Error::UnsupportedMode`] while paging is off.
-    pub fn require_paging(&self) -> Result<Level> {
-        self.root_level()
-            .ok_or(Error::UnsupportedMode { reason: "CR0.PG=0: an access without paging needs the non-paging context" })
+    /// The paging mode that these values select.
+    pub const fn mode(&self) -> PagingMode {
+        if self.cr0 & CR0_PG == 0 {
+            PagingMode::None
+        } else if self.efer & EFER_LMA == 0 {
+            if self.cr4 & CR4_PAE == 0 { PagingMode::Bits32 } else { PagingMode::Pae }
+        } else if self.cr4 & CR4_LA57 == 0 {
+            PagingMode::Long4
+        } else {
+            PagingMode::Long5
+        }
     }
 
     /// MOV to CR0.
     ///
     /// # Errors
-    /// [`Refused`]; the register keeps its value.
-    pub fn set_cr0(&mut self, value: u64, writer: Writer) -> core::result::Result<Effects, Refused> {
+    /// [`GeneralProtection`]; the register keeps its value.
+    pub fn set_cr0(&mut self, value: u64, writer: Writer) -> Result<Effects, GeneralProtection> {
         general_protection_if(value >> 32 != 0)?;
         general_protection_if(value & CR0_PG != 0 && value & CR0_PE == 0)?;
         general_protection_if(value & CR0_NW != 0 && value & CR0_CD == 0)?;
-        let value = value | CR0_ET;
         let (was, now) = (self.cr0 & CR0_PG != 0, value & CR0_PG != 0);
-        if now && self.efer & EFER_LME == 0 {
-            return Err(NO_32BIT);
-        }
         if writer == Writer::Guest {
-            general_protection_if(now && !was && self.cr4 & CR4_PAE == 0)?;
+            general_protection_if(now && !was && self.efer & EFER_LME != 0 && self.cr4 & CR4_PAE == 0)?;
             // The guest runs 64-bit code whenever LMA is set, and 64-bit code may not clear PG.
             general_protection_if(was && !now && self.efer & EFER_LMA != 0)?;
         }
-        let changed = self.cr0 ^ value;
-        self.cr0 = value;
-        self.efer = if now { self.efer | EFER_LMA } else { self.efer & !EFER_LMA };
-        Ok(Effects { reset_context: changed & (CR0_PG | CR0_WP) != 0, ..Effects::default() })
+        let old = *self;
+        self.cr0 = value | CR0_ET;
+        self.update_lma();
+        let changed = old.cr0 ^ self.cr0;
+        Ok(Effects {
+            reset_context: changed & (CR0_PG | CR0_WP) != 0 || self.mode() != old.mode(),
+            load_pdptrs: self.mode() == PagingMode::Pae && changed & (CR0_PG | CR0_CD | CR0_NW) != 0,
+            flush_guest: was && !now,
+            flush_current: false,
+        })
     }
 
     /// MOV to CR4.
     ///
     /// # Errors
-    /// [`Refused`]; the register keeps its value.
-    pub fn set_cr4(&mut self, value: u64, writer: Writer) -> core::result::Result<Effects, Refused> {
+    /// [`GeneralProtection`]; the register keeps its value.
+    pub fn set_cr4(&mut self, value: u64, writer: Writer) -> Result<Effects, GeneralProtection> {
         general_protection_if(value & !CR4_ALLOWED != 0)?;
         let changed = self.cr4 ^ value;
-        if self.efer & EFER_LMA != 0 {
-            general_protection_if(value & CR4_PAE == 0)?;
-            general_protection_if(changed & CR4_LA57 != 0 && writer == Writer::Guest)?;
+        if writer == Writer::Guest && self.efer & EFER_LMA != 0 {
+            general_protection_if(value & CR4_PAE == 0 || changed & CR4_LA57 != 0)?;
         }
         self.cr4 = value;
+        if writer == Writer::Host {
+            self.update_lma();
+        }
         let flush_guest = changed & CR4_PGE != 0;
         let smep_set = changed & value & CR4_SMEP != 0;
         Ok(Effects {
             reset_context: changed & CR4_ROLE != 0,
+            load_pdptrs: self.mode() == PagingMode::Pae && changed & (CR4_PGE | CR4_PSE | CR4_PAE | CR4_SMEP) != 0,
             flush_guest,
             flush_current: !flush_guest && (changed & CR4_PAE != 0 || smep_set),
         })
@@ -164,24 +199,32 @@ impl ControlRegs {
     /// WRMSR to EFER.
     ///
     /// # Errors
-    /// [`Refused`]; the register keeps its value.
-    pub fn set_efer(&mut self, value: u64, writer: Writer) -> core::result::Result<Effects, Refused> {
+    /// [`GeneralProtection`]; the register keeps its value.
+    pub fn set_efer(&mut self, value: u64, writer: Writer) -> Result<Effects, GeneralProtection> {
         general_protection_if(value & !EFER_ALLOWED != 0)?;
-        let paging = self.cr0 & CR0_PG != 0;
         let lme_changed = (self.efer ^ value) & EFER_LME != 0;
-        match writer {
-            Writer::Guest => general_protection_if(paging && lme_changed)?,
-            Writer::Host if paging && value & EFER_LME == 0 => return Err(NO_32BIT),
-            Writer::Host => {}
+        general_protection_if(writer == Writer::Guest && self.cr0 & CR0_PG != 0 && lme_changed)?;
+        let old = *self;
+        self.efer = (value & !EFER_LMA) | (old.efer & EFER_LMA);
+        if writer == Writer::Host {
+            self.update_lma();
         }
-        let lma = match writer {
-            Writer::Guest => self.efer & EFER_LMA,
-            Writer::Host if paging && value & EFER_LME != 0 => EFER_LMA,
-            Writer::Host => 0,
-        };
-        let value = (value & !EFER_LMA) | lma;
-        let changed = self.efer ^ value;
-        self.efer = value;
-        Ok(Effects { reset_context: changed & (EFER_NXE | EFER_LMA) != 0, ..Effects::default() })
+        Ok(Effects {
+            reset_context: (old.efer ^ self.efer) & (EFER_NXE | EFER_LMA) != 0,
+            load_pdptrs: self.mode() == PagingMode::Pae && old.mode() != PagingMode::Pae,
+            ..Effects::default()
+        })
+    }
+
+    /// Whether CR3 may hold the value: in long mode no bit at or above MAXPHYADDR is set (B.3).
+    #[inline]
+    pub const fn cr3_is_legal(&self, value: u64, maxphyaddr: u8) -> bool {
+        !self.mode().is_long() || value >> maxphyaddr == 0
+    }
+
+    /// Sets or clears EFER.LMA as the processor does: long mode is active under LME with paging and PAE on.
+    fn update_lma(&mut self) {
+        let active = self.cr0 & CR0_PG != 0 && self.efer & EFER_LME != 0 && self.cr4 & CR4_PAE != 0;
+        self.efer = if active { self.efer | EFER_LMA } else { self.efer & !EFER_LMA };
     }
 }

@@ -2,7 +2,13 @@
 //!
 //! KVM: `union kvm_mmu_page_role` (C.1). Two pages of one gfn with different words never share.
 
-use crate::{access::Access, addr::Level};
+use core::ops::Range;
+
+use crate::{
+    access::Access,
+    addr::{ENTRIES, Gfn, Gpa, Level},
+    regs::PagingMode,
+};
 
 /// A role word, bit for bit KVM's.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -10,7 +16,9 @@ use crate::{access::Access, addr::Level};
 pub struct PageRole(u32);
 
 const LEVEL: u32 = 0xf;
-const QUADRANT: u32 = 3 << 5;
+const FOUR_BYTE: u32 = 1 << 4;
+const QUADRANT_SHIFT: u32 = 5;
+const QUADRANT: u32 = 3 << QUADRANT_SHIFT;
 const DIRECT: u32 = 1 << 7;
 const ACCESS_SHIFT: u32 = 8;
 const ACCESS: u32 = 7 << ACCESS_SHIFT;
@@ -27,8 +35,8 @@ pub const ROLE_SYNC_MASK: u32 = !(LEVEL | ACCESS | QUADRANT | PASSTHROUGH);
 /// The guest state that goes into a root's role (A.8).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RoleInputs {
-    /// Level of the root: 4, or 5 with CR4.LA57.
-    pub level: Level,
+    /// The guest's paging mode.
+    pub mode: PagingMode,
     /// CR0.WP.
     pub wp: bool,
     /// CR4.SMEP.
@@ -38,9 +46,15 @@ pub struct RoleInputs {
 }
 
 impl PageRole {
-    /// The role that a root has now.
+    /// The role that a root has now. Without long mode the shadow has three levels, the first of which is no page (E043).
     pub fn root(inputs: RoleInputs) -> Self {
-        let mut word = u32::from(inputs.level.get()) | (u32::from(Access::all().bits()) << ACCESS_SHIFT) | EFER_NX;
+        let level = u32::from(inputs.mode.levels().max(3));
+        let mut word = level | (u32::from(Access::all().bits()) << ACCESS_SHIFT) | EFER_NX;
+        match inputs.mode {
+            PagingMode::None => return Self(word | DIRECT),
+            PagingMode::Bits32 => word |= FOUR_BYTE,
+            PagingMode::Pae | PagingMode::Long4 | PagingMode::Long5 => {}
+        }
         if inputs.wp {
             word |= CR0_WP;
         } else {
@@ -50,10 +64,22 @@ impl PageRole {
         Self(word)
     }
 
-    /// The role of a child one level down. `invalid` is never inherited (F-05).
+    /// The role of the page that entry `entry` of a PAE root leads to, where this is the root's role (E043).
     #[must_use]
-    pub fn child(self, access: Access, direct: Directness) -> Self {
-        let word = self.0 & !(LEVEL | ACCESS | DIRECT | INVALID);
+    pub fn pae_root(self, entry: usize) -> Self {
+        let quadrant = if self.has_four_byte_entries() { (entry as u32) << QUADRANT_SHIFT } else { 0 };
+        Self(self.0 & !LEVEL | 2 | quadrant)
+    }
+
+    /// The role of the child at entry `index`, one level down. `invalid` is never inherited (F-05).
+    ///
+    /// A table of 4-byte entries has 1,024 of them: two pages shadow it, told apart by the quadrant (E131).
+    #[must_use]
+    pub fn child(self, access: Access, direct: Directness, index: usize) -> Self {
+        let mut word = self.0 & !(LEVEL | ACCESS | DIRECT | INVALID);
+        if self.has_four_byte_entries() {
+            word = word & !QUADRANT | (index as u32 & 1) << QUADRANT_SHIFT;
+        }
         let direct = match direct {
             Directness::Direct => DIRECT,
             Directness::Indirect => 0,
@@ -83,6 +109,46 @@ impl PageRole {
     #[inline]
     pub const fn access(self) -> Access {
         Access::from_bits_truncate(((self.0 & ACCESS) >> ACCESS_SHIFT) as u8)
+    }
+
+    /// Whether the guest table behind the page has 4-byte entries.
+    #[inline]
+    pub const fn has_four_byte_entries(self) -> bool {
+        self.0 & FOUR_BYTE != 0
+    }
+
+    /// Which half or quarter of a table of 4-byte entries the page shadows.
+    #[inline]
+    const fn quadrant(self) -> usize {
+        ((self.0 & QUADRANT) >> QUADRANT_SHIFT) as usize
+    }
+
+    /// Address of the guest entry that entry `index` of the shadow of the table at `gfn` is made from.
+    ///
+    /// At level 2 two entries are made from one 4-byte entry, which covers 4 MiB.
+    #[inline]
+    pub(crate) const fn entry_gpa(self, gfn: Gfn, index: usize) -> Gpa {
+        let offset = if self.has_four_byte_entries() {
+            ((self.quadrant() * ENTRIES + index) >> (self.level().get() - 1)) << 2
+        } else {
+            index << 3
+        };
+        Gpa::new(gfn.gpa().get() | offset as u64)
+    }
+
+    /// The entries that are made from the guest entry at `offset` in its table; none if another quadrant shadows it (C.6).
+    #[inline]
+    pub(crate) const fn entries_at(self, offset: u64) -> Range<usize> {
+        if !self.has_four_byte_entries() {
+            let index = (offset >> 3) as usize;
+            return index..index + 1;
+        }
+        let doubled = self.level().get() - 1;
+        let first = ((offset >> 2) as usize) << doubled;
+        if first / ENTRIES != self.quadrant() {
+            return 0..0;
+        }
+        first % ENTRIES..first % ENTRIES + (1 << doubled)
     }
 
     /// Whether the page maps a linear range instead of shadowing a guest table.
@@ -129,7 +195,7 @@ pub enum Directness {
 mod tests {
     use super::*;
 
-    const INPUTS: RoleInputs = RoleInputs { level: Level::PML4, wp: true, smep: true, smap: true };
+    const INPUTS: RoleInputs = RoleInputs { mode: PagingMode::Long4, wp: true, smep: true, smap: true };
 
     #[test]
     fn c1_root_role_word_is_kvms() {
@@ -139,9 +205,35 @@ mod tests {
     }
 
     #[test]
+    fn e131_four_quadrants_of_a_directory_and_two_of_a_table_of_4_byte_entries() {
+        let root = PageRole::root(RoleInputs { mode: PagingMode::Bits32, ..INPUTS });
+        assert_eq!(root.word(), 3 | 1 << 4 | 7 << 8 | 1 << 12 | 1 << 13);
+        for offset in (0..4096_u64).step_by(4) {
+            let directories: Vec<_> = (0..4).map(|q| root.pae_root(q)).collect();
+            let tables = [0, 1].map(|index| directories[3].child(Access::all(), Directness::Indirect, index));
+            for (pages, entries) in [(&directories[..], 2), (&tables[..], 1)] {
+                let made: Vec<_> = pages.iter().map(|role| role.entries_at(offset)).collect();
+                assert_eq!(made.iter().map(ExactSizeIterator::len).sum::<usize>(), entries);
+                for (role, range) in pages.iter().zip(made) {
+                    for index in range {
+                        assert_eq!(role.entry_gpa(Gfn::new(9), index).get(), 0x9000 + offset);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn e042_without_paging_the_root_is_direct() {
+        let root = PageRole::root(RoleInputs { mode: PagingMode::None, ..INPUTS });
+        assert_eq!(root.word(), 3 | 1 << 7 | 7 << 8 | 1 << 12);
+        assert_eq!(root.pae_root(2).word(), 2 | 1 << 7 | 7 << 8 | 1 << 12);
+    }
+
+    #[test]
     fn f05_child_role_does_not_inherit_invalid() {
         let parent = PageRole::root(INPUTS).invalidated();
-        let child = parent.child(Access::USER, Directness::Direct);
+        let child = parent.child(Access::USER, Directness::Direct, 7);
         assert!(!child.is_invalid() && child.is_direct());
         assert_eq!((child.level(), child.access()), (Level::PDPT, Access::USER));
     }
@@ -149,9 +241,9 @@ mod tests {
     #[test]
     fn f37_sync_is_refused_across_modes_only() {
         let root = PageRole::root(INPUTS);
-        let leaf = root.child(Access::all(), Directness::Indirect);
-        assert!(root.may_sync(leaf.child(Access::USER, Directness::Indirect)));
-        let other = PageRole::root(RoleInputs { wp: false, ..INPUTS }).child(Access::all(), Directness::Indirect);
+        let leaf = root.child(Access::all(), Directness::Indirect, 0);
+        assert!(root.may_sync(leaf.child(Access::USER, Directness::Indirect, 0)));
+        let other = PageRole::root(RoleInputs { wp: false, ..INPUTS }).child(Access::all(), Directness::Indirect, 0);
         assert!(!root.may_sync(other));
         assert!(!root.may_sync(leaf.invalidated()));
     }

@@ -1,7 +1,7 @@
 //! The state words that the two implementations are compared by (docs/machine.md, 11).
 
 use crate::{
-    addr::{ENTRIES, SpId, SpteRef},
+    addr::{ENTRIES, Hpa, SpId, SpteRef},
     mmu::{MmuCx, Shared},
     shadow::page::SpLocked,
     vcpu::Vcpu,
@@ -35,6 +35,8 @@ fn vcpu_words(shared: &Shared, vcpu: &Vcpu, out: &mut Vec<u64>) {
     out.extend([regs.cr0, regs.cr3, regs.cr4, regs.efer]);
     out.extend([u64::from(vcpu.pending(shared).bits()), u64::from(vcpu.shut_down)]);
     out.extend([vcpu.roots.current.pgd, vcpu.roots.current.hpa.get()]);
+    out.extend(vcpu.roots.pae.map(Hpa::get));
+    out.extend(vcpu.pdptrs);
     out.push(vcpu.roots.previous.len() as u64);
     for root in &vcpu.roots.previous {
         out.extend([root.pgd, root.hpa.get()]);

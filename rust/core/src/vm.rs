@@ -302,13 +302,14 @@ impl Cpu<'_> {
         let writer = if op.has(Op::HOST) { Writer::Host } else { Writer::Guest };
         let (shared, vcpu) = (self.shared, &mut *self.vcpu);
         match kind {
+            OpKind::WriteCr3 if writer == Writer::Host => Ok(vcpu.set_cr3(shared, op.addr)),
             OpKind::WriteCr3 => Ok(vcpu.write_cr3(shared, op.addr)),
             OpKind::Read => self.access(Gva::new(op.addr), AccessKind::Read, op.access_flags()),
             OpKind::Write => self.access(Gva::new(op.addr), AccessKind::Write, op.access_flags()),
             OpKind::Fetch => self.access(Gva::new(op.addr), AccessKind::Fetch, op.access_flags()),
             OpKind::Load => self.load(Gva::new(op.addr), u64::from(op.aux), op.access_flags()),
             OpKind::Store => self.store(Gva::new(op.addr), op.value, u64::from(op.aux), op.access_flags()),
-            OpKind::Invlpg => vcpu.invlpg(shared, Gva::new(op.addr)),
+            OpKind::Invlpg => Ok(vcpu.invlpg(shared, Gva::new(op.addr))),
             OpKind::HostStore => self.host_words(Gpa::new(op.addr), core::slice::from_ref(&op.value), 8),
             OpKind::HostPage => {
                 let page = pages.get(op.aux as usize).ok_or_else(|| Error::BadOp {
@@ -319,9 +320,9 @@ impl Cpu<'_> {
                 self.host_words(Gpa::new(op.addr), page, PAGE_SIZE)
             }
             OpKind::Nop => Ok(Outcome::Ok(0)),
-            OpKind::WriteCr0 => vcpu.write_cr0(shared, op.addr, writer),
-            OpKind::WriteCr4 => vcpu.write_cr4(shared, op.addr, writer),
-            OpKind::WriteEfer => vcpu.write_efer(shared, op.addr, writer),
+            OpKind::WriteCr0 => Ok(vcpu.write_cr0(shared, op.addr, writer)),
+            OpKind::WriteCr4 => Ok(vcpu.write_cr4(shared, op.addr, writer)),
+            OpKind::WriteEfer => Ok(vcpu.write_efer(shared, op.addr, writer)),
             OpKind::SyncTlb => vcpu.enter_once(shared),
             OpKind::Work => {
                 if op.value > MAX_WORK {
@@ -359,9 +360,9 @@ impl Cpu<'_> {
     /// MOV to CR0.
     ///
     /// # Errors
-    /// [`Error::UnsupportedMode`] if it would enter 32-bit or PAE paging.
+    /// None today, as for [`write_cr3`](Self::write_cr3).
     pub fn write_cr0(&mut self, value: u64) -> Result<Outcome> {
-        self.vcpu.write_cr0(self.shared, value, Writer::Guest)
+        Ok(self.vcpu.write_cr0(self.shared, value, Writer::Guest))
     }
 
     /// MOV to CR4.
@@ -369,7 +370,7 @@ impl Cpu<'_> {
     /// # Errors
     /// As [`write_cr0`](Self::write_cr0).
     pub fn write_cr4(&mut self, value: u64) -> Result<Outcome> {
-        self.vcpu.write_cr4(self.shared, value, Writer::Guest)
+        Ok(self.vcpu.write_cr4(self.shared, value, Writer::Guest))
     }
 
     /// WRMSR to EFER.
@@ -377,22 +378,21 @@ impl Cpu<'_> {
     /// # Errors
     /// As [`write_cr0`](Self::write_cr0).
     pub fn write_efer(&mut self, value: u64) -> Result<Outcome> {
-        self.vcpu.write_efer(self.shared, value, Writer::Guest)
+        Ok(self.vcpu.write_efer(self.shared, value, Writer::Guest))
     }
 
     /// INVLPG.
     ///
     /// # Errors
-    /// [`Error::UnsupportedMode`] while paging is off.
+    /// None today, as for [`write_cr3`](Self::write_cr3).
     pub fn invlpg(&mut self, gva: Gva) -> Result<Outcome> {
-        self.vcpu.invlpg(self.shared, gva)
+        Ok(self.vcpu.invlpg(self.shared, gva))
     }
 
     /// Translates an access as the guest would make it; [`Outcome::Ok`] has the gpa.
     ///
     /// # Errors
-    /// [`Error::UnsupportedMode`] while paging is off, [`Error::OutOfMemory`] and [`Error::OutOfShadowPages`] if a
-    /// shadow page cannot be had.
+    /// [`Error::OutOfMemory`] and [`Error::OutOfShadowPages`] if a shadow page cannot be had.
     #[inline]
     pub fn access(&mut self, gva: Gva, kind: AccessKind, flags: AccessFlags) -> Result<Outcome> {
         self.vcpu.access(self.shared, gva, kind, flags, Action::Translate)

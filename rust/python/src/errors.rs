@@ -47,7 +47,6 @@ static SHADOW_MEMORY: Class = Class::new("ShadowMemoryError");
 static STUCK: Class = Class::new("StuckError");
 static THREAD: Class = Class::new("ThreadError");
 static TRIPLE_FAULT: Class = Class::new("TripleFault");
-static UNSUPPORTED_MODE: Class = Class::new("UnsupportedModeError");
 static VCPU_BUSY: Class = Class::new("VcpuBusyError");
 
 /// A misuse of the core, as the exception of its family.
@@ -57,7 +56,6 @@ pub(crate) fn from_core(py: Python<'_>, error: &Error) -> PyErr {
         Error::NoSlot { .. } | Error::Memslot { .. } => &MEMORY_RANGE,
         Error::OutOfShadowPages { .. } | Error::OutOfMemory { what: "shadow pages", .. } => &SHADOW_MEMORY,
         Error::OutOfMemory { .. } => &GUEST_MEMORY,
-        Error::UnsupportedMode { .. } => &UNSUPPORTED_MODE,
         Error::Busy { .. } => &VCPU_BUSY,
         Error::BadOp { .. } | Error::PageCrossing { .. } | Error::Program { .. } => &PROGRAM,
         Error::Broken | Error::Panic { .. } => &BROKEN,

@@ -212,6 +212,27 @@ impl TableMemory for GuestMemory {
         // ORDERING(guest-tso): A/D updates are locked operations on the hardware (E105).
         self.word(gpa).is_some_and(|word| word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok())
     }
+
+    #[inline]
+    fn read_half(&self, gpa: Gpa) -> Option<u32> {
+        self.read_entry(gpa).map(|word| (word >> ((gpa.get() & 4) * 8)) as u32)
+    }
+
+    fn update_half(&self, gpa: Gpa, old: u32, new: u32) -> bool {
+        let Some(word) = self.word(gpa) else { return false };
+        let shift = (gpa.get() & 4) * 8;
+        // ORDERING(guest-tso): only the value to compare with; the exchange below carries the order.
+        let mut seen = word.load(Ordering::Relaxed);
+        while (seen >> shift) as u32 == old {
+            let wanted = seen & !(0xffff_ffff << shift) | u64::from(new) << shift;
+            // ORDERING(guest-tso): as `update_entry`; a change of the other half is no reason to fail.
+            match word.compare_exchange_weak(seen, wanted, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => seen = now,
+            }
+        }
+        false
+    }
 }
 
 #[cfg(test)]

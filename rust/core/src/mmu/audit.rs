@@ -36,6 +36,8 @@ impl fmt::Display for Violation {
 pub(crate) struct VcpuView {
     /// Current root first, then the previous ones: (tag, hpa).
     pub roots: Vec<(u64, Hpa)>,
+    /// The pages of the current root if that is a PAE root.
+    pub pae: Vec<SpId>,
     /// Whether the tags belong to the roots (not so for the seed, whose tag stands apart: S1).
     pub tagged: bool,
     /// Requests pending.
@@ -150,7 +152,8 @@ impl MmuView<'_> {
             for (position, &(tag, hpa)) in vcpu.roots.iter().enumerate() {
                 let Some(sp) = hpa.shadow_page() else {
                     let allowed = !hpa.is_valid() || position == 0;
-                    findings.check(allowed, "I17", || format!("vCPU {number} caches the dummy root at {position}"));
+                    findings
+                        .check(allowed, "I17", || format!("vCPU {number} caches a root without page at {position}"));
                     continue;
                 };
                 *references.entry(sp).or_default() += 1;
@@ -164,6 +167,13 @@ impl MmuView<'_> {
                 });
                 findings.check(!(twin && vcpu.tagged), "I17", || {
                     format!("vCPU {number} has two roots for pgd {tag:#x} and role {:#x}", page.role.word())
+                });
+            }
+            for &sp in &vcpu.pae {
+                *references.entry(sp).or_default() += 1;
+                let invalid = self.state.pages.page(sp).role.is_invalid();
+                findings.check(!invalid || vcpu.pending.contains(Requests::FREE_OBSOLETE_ROOTS), "I18", || {
+                    format!("vCPU {number} keeps the obsolete PAE root {} and no request is pending", sp.get())
                 });
             }
             self.audit_tlb(number, vcpu, findings);

@@ -25,7 +25,7 @@ pub(super) enum Child {
 impl MmuLocked<'_> {
     /// The child page that the entry at `at` must lead to.
     pub(super) fn get_child(&mut self, at: SpteRef, gfn: Gfn, access: Access, direct: Directness) -> Result<Child> {
-        let role = self.state.pages.page(at.sp).role.child(access, direct);
+        let role = self.state.pages.page(at.sp).role.child(access, direct, at.at());
         if let Some(child) = self.spte(at).child() {
             let page = self.state.pages.page(child);
             // Both must agree: F-02 and F-03 were each a missing half of this test.

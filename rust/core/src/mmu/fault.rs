@@ -12,7 +12,7 @@ use crate::{
     addr::{Gva, Hpa, Level, SpId, SpteRef},
     config::Mutant,
     error::Result,
-    paging::{GuestWalk, TableMemory},
+    paging::GuestWalk,
     role::Directness,
 };
 
@@ -38,17 +38,31 @@ pub(crate) struct GuestFault {
 
 impl MmuLocked<'_> {
     /// Builds the shadow path of `walk` under `root` and installs its leaf.
-    pub(crate) fn fetch(&mut self, root: Hpa, walk: &GuestWalk, gva: Gva, write: bool) -> Result<FaultOutcome> {
-        let Some(root) = root.shadow_page() else {
-            // The dummy root: its slot may exist by now, so load it anew (E016).
+    ///
+    /// `root` is the root itself, `top` the shadow page in which the walk of `gva` begins.
+    pub(crate) fn fetch(
+        &mut self,
+        root: Hpa,
+        top: Option<SpId>,
+        walk: &GuestWalk,
+        gva: Gva,
+        write: bool,
+    ) -> Result<FaultOutcome> {
+        // A root without a page of its own is as obsolete as the request says.
+        if root.is_pae() && self.is_requested(Requests::FREE_OBSOLETE_ROOTS) {
+            return Ok(FaultOutcome::Retry);
+        }
+        let Some(top) = top else {
+            // The dummy root, or a PDPTR whose table was in no slot: it may exist by now, so load the root anew (E016).
             self.cx.requests |= Requests::FREE_OBSOLETE_ROOTS;
             return Ok(FaultOutcome::Retry);
         };
-        let role = self.state.pages.page(root).role;
+        let role = self.state.pages.page(top).role;
         // An obsolete root waits for its request to be serviced; nothing is built under it (F-28).
-        if role.is_invalid() || self.entry_changed(walk, role.level(), gva) {
+        if (role.is_invalid() && !root.is_pae()) || self.entry_changed(walk, role.level(), gva) {
             return Ok(FaultOutcome::Retry);
         }
+        let root = top;
         let Some(sp) = self.fetch_tables(root, walk, gva)? else { return Ok(FaultOutcome::Retry) };
         let sp = self.fetch_direct(sp, walk, gva)?;
         let at = SpteRef::new(sp, Level::PT.index(gva));
@@ -61,7 +75,13 @@ impl MmuLocked<'_> {
 
     /// Whether the guest's entry is no longer the one walked.
     fn entry_changed(&self, walk: &GuestWalk, level: Level, gva: Gva) -> bool {
-        self.shared.memory.read_entry(walk.entry_gpa(level, gva)) != Some(walk.pte[level.at()])
+        walk.changed(&self.shared.memory, level, gva)
+    }
+
+    /// Whether this vCPU has the request pending, from itself or from others.
+    fn is_requested(&self, request: Requests) -> bool {
+        let others = self.cx.vcpu.map_or(0, |index| self.shared.modes[index].pending());
+        (self.cx.requests | Requests::from_bits_truncate(others)).contains(request)
     }
 
     /// The pages that shadow the guest's tables, down to the one that holds the guest's leaf; `None` to retry.
@@ -100,7 +120,7 @@ impl MmuLocked<'_> {
     /// Below a large guest leaf: direct pages, since host pages are small (E132).
     fn fetch_direct(&mut self, sp: SpId, walk: &GuestWalk, gva: Gva) -> Result<SpId> {
         let mut sp = sp;
-        let mut level = walk.leaf_level;
+        let mut level = self.state.pages.page(sp).role.level();
         while !level.is_last() {
             self.shared.arena.header(sp).clear_flooding();
             let at = SpteRef::new(sp, level.index(gva));

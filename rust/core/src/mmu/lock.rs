@@ -139,6 +139,13 @@ impl MmuReading<'_> {
     }
 }
 
+impl MmuLocked<'_> {
+    /// What there is to look at: whoever holds the lock alone may look too.
+    pub(super) fn view(&self) -> MmuView<'_> {
+        MmuView { shared: self.shared, state: &self.state }
+    }
+}
+
 impl Drop for MmuLocked<'_> {
     fn drop(&mut self) {
         self.shared.gives_back(self.cx, self.reason, self.since);

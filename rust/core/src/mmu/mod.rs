@@ -26,13 +26,13 @@ pub(crate) use self::{
 };
 
 use crate::{
-    addr::{Gfn, SpteRef},
+    addr::{Gfn, Level, SpteRef},
     config::{Mutant, VmConfig},
     error::Result,
     health::Health,
     memory::GuestMemory,
     paging::{PermissionRules, ReservedBits},
-    regs::{ControlRegs, EFER_NXE},
+    regs::{CR4_PSE, ControlRegs, EFER_NXE, PagingMode},
     requests::{GuestMode, kick_and_wait},
     role::{PageRole, RoleInputs},
     shadow::{
@@ -76,7 +76,7 @@ pub(crate) struct MmuState {
 pub(crate) struct MmuCx {
     /// Index of the vCPU; `None` for the host's own operations.
     pub(crate) vcpu: Option<usize>,
-    /// The paging context, `None` while paging is off.
+    /// The paging context; `None` for the host.
     pub(crate) paging: Option<PagingContext>,
     /// Requests that this vCPU made to itself. Other vCPUs' requests arrive in its [`GuestMode`].
     pub(crate) requests: Requests,
@@ -88,29 +88,45 @@ pub(crate) struct MmuCx {
 /// What a vCPU's registers make of paging (A.8). Derived anew when they change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct PagingContext {
+    /// The guest's paging mode.
+    pub(crate) mode: PagingMode,
     /// Role that a root has now.
     pub(crate) role: PageRole,
     /// Reserved bits of guest entries.
     pub(crate) reserved: ReservedBits,
     /// Permission rules of guest entries.
     pub(crate) rules: PermissionRules,
-    /// Width of canonical addresses: 48 or 57.
+    /// Width of linear addresses: 32, 48 or 57.
     pub(crate) va_bits: u32,
+    /// Highest level whose guest entries map pages if bit 7 is set.
+    pub(crate) largest: Level,
 }
 
 impl PagingContext {
-    /// The context for these registers, `None` while paging is off.
-    pub(crate) fn derive(regs: &ControlRegs, maxphyaddr: u8) -> Option<Self> {
-        let level = regs.root_level()?;
+    /// The context for these registers.
+    pub(crate) fn derive(regs: &ControlRegs, maxphyaddr: u8) -> Self {
+        let mode = regs.mode();
         let rules = PermissionRules::guest(regs);
-        let role = PageRole::root(RoleInputs {
-            level,
-            wp: rules.write_protects_supervisor(),
-            smep: rules.smep(),
-            smap: regs.cr4 & crate::regs::CR4_SMAP != 0,
-        });
-        let reserved = ReservedBits::long_mode(maxphyaddr, regs.efer & EFER_NXE != 0);
-        Some(Self { role, reserved, rules, va_bits: if level == crate::addr::Level::PML5 { 57 } else { 48 } })
+        let (nx, pse) = (regs.efer & EFER_NXE != 0, regs.cr4 & CR4_PSE != 0);
+        let (reserved, largest) = match mode {
+            PagingMode::None => (ReservedBits::bits32(false), Level::PT),
+            PagingMode::Bits32 => (ReservedBits::bits32(pse), if pse { Level::PD } else { Level::PT }),
+            PagingMode::Pae => (ReservedBits::pae(maxphyaddr, nx), Level::PD),
+            PagingMode::Long4 | PagingMode::Long5 => (ReservedBits::long_mode(maxphyaddr, nx), Level::PDPT),
+        };
+        Self {
+            mode,
+            role: PageRole::root(RoleInputs {
+                mode,
+                wp: rules.write_protects_supervisor(),
+                smep: rules.smep(),
+                smap: rules.smap(),
+            }),
+            reserved,
+            rules,
+            va_bits: mode.address_bits(),
+            largest,
+        }
     }
 }
 

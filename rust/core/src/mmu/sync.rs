@@ -12,7 +12,7 @@ use crate::{
     access::Access,
     addr::{Gfn, Gpa, PHYS_MASK, SpId, SpteRef},
     config::Mutant,
-    paging::{PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, TableMemory, entry_access},
+    paging::{PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, entry_access},
 };
 
 /// Most records of one unsync walk. KVM: `KVM_PAGE_ARRAY_NR`.
@@ -181,7 +181,7 @@ impl MmuLocked<'_> {
     pub(super) fn guest_leaf(&self, at: SpteRef, mutant: Mutant) -> Option<GuestLeaf> {
         let page = self.state.pages.page(at.sp);
         let level = page.role.level();
-        let pte = self.shared.memory.read_entry(Gpa::new(page.gfn.gpa().get() + (at.at() as u64) * 8))?;
+        let pte = self.view().shadowed_entry(at)?;
         let reserved = self.cx.paging.as_ref().is_some_and(|paging| paging.reserved.violates(pte, level));
         if pte & PTE_PRESENT == 0 || pte & PTE_ACCESSED == 0 || reserved {
             return None;

@@ -5,8 +5,8 @@
 use super::{MmuCx, MmuState, Shared};
 use crate::{
     access::Access,
-    addr::{Gfn, Gva, Hpa, Level, SpId, SpteRef},
-    paging::{GuestWalk, TableMemory},
+    addr::{Gfn, Gva, Level, SpId, SpteRef},
+    paging::{GuestWalk, format::read_as},
     role::Directness,
     shadow::publish,
     spte::{Spte, Young},
@@ -44,6 +44,13 @@ impl MmuView<'_> {
         Spte::from_raw(publish::load_locked(&self.shared.arena.sptes(at.sp)[at.at()]))
     }
 
+    /// The guest entry that this entry is made from, as it is now.
+    pub(super) fn shadowed_entry(&self, at: SpteRef) -> Option<u64> {
+        let page = self.state.pages.page(at.sp);
+        let gpa = page.role.entry_gpa(page.gfn, at.at());
+        read_as(&self.shared.memory, page.role.has_four_byte_entries(), gpa)
+    }
+
     /// Whether an unsync page is below, or the page is one.
     fn is_marked(&self, sp: SpId) -> bool {
         let sync = self.shared.arena.header(sp).sync_state();
@@ -51,13 +58,13 @@ impl MmuView<'_> {
     }
 
     /// Whether the fault of this walk has nothing to change: another vCPU built the same. The pages on the way count as used.
-    pub(crate) fn is_mapped(&self, root: Hpa, walk: &GuestWalk, gva: Gva) -> bool {
-        self.path(root, walk, gva).is_some_and(|leaf| self.is_leaf_of(leaf, walk.gfn, walk.access))
+    pub(crate) fn is_mapped(&self, top: Option<SpId>, walk: &GuestWalk, gva: Gva) -> bool {
+        top.and_then(|top| self.path(top, walk, gva)).is_some_and(|leaf| self.is_leaf_of(leaf, walk.gfn, walk.access))
     }
 
     /// The last entry of the path that a fault would build, if all of it is there and the guest's entries are those walked.
-    fn path(&self, root: Hpa, walk: &GuestWalk, gva: Gva) -> Option<SpteRef> {
-        let mut sp = root.shadow_page()?;
+    fn path(&self, top: SpId, walk: &GuestWalk, gva: Gva) -> Option<SpteRef> {
+        let mut sp = top;
         let mut level = self.state.pages.page(sp).role.level();
         if self.state.pages.page(sp).role.is_invalid() || !self.is_unchanged(walk, level, gva) {
             return None;
@@ -73,7 +80,7 @@ impl MmuView<'_> {
             };
             let child = self.spte(at).child()?;
             let page = self.state.pages.page(child);
-            let same = page.gfn == gfn && page.role == self.state.pages.page(sp).role.child(access, direct);
+            let same = page.gfn == gfn && page.role == self.state.pages.page(sp).role.child(access, direct, at.at());
             if !same || (guest_table && !self.is_unchanged(walk, below, gva)) {
                 return None;
             }
@@ -83,7 +90,7 @@ impl MmuView<'_> {
     }
 
     fn is_unchanged(&self, walk: &GuestWalk, level: Level, gva: Gva) -> bool {
-        self.shared.memory.read_entry(walk.entry_gpa(level, gva)) == Some(walk.pte[level.at()])
+        !walk.changed(&self.shared.memory, level, gva)
     }
 
     /// Whether the leaf is what a fault would store, and is recorded as such.

@@ -4,9 +4,10 @@
 
 use super::{MmuCx, MmuLocked, Shared};
 use crate::{
-    addr::{Gfn, Gpa, SpId, SpteRef},
+    addr::{Gpa, SpId, SpteRef},
     config::{Mutant, PANIC_VALUE},
     memory,
+    role::PageRole,
     stats::LockReason,
 };
 
@@ -18,7 +19,7 @@ pub(crate) const FLOODING_LIMIT: u32 = 3;
 pub(crate) struct TableWrite {
     /// First byte written.
     pub(crate) gpa: Gpa,
-    /// Bytes written; `None` for a write access that stores nothing.
+    /// What was stored; `None` for a write access that stores nothing.
     pub(crate) stored: Option<Stored>,
 }
 
@@ -30,24 +31,33 @@ pub(crate) struct Stored {
 }
 
 impl TableWrite {
-    /// The index of the one entry written, `None` for a write that is no update of one entry: it crosses entries, or has
+    /// The write as the MMU takes it: a guest with PAE writes the halves of its 8-byte entries one by one.
+    fn widened(self, pae: bool) -> Self {
+        match self.stored {
+            Some(Stored { size: 4 }) if pae && self.gpa.get() & 7 <= 4 => {
+                Self { gpa: Gpa::new(self.gpa.get() & !7), stored: Some(Stored { size: 8 }) }
+            }
+            _ => self,
+        }
+    }
+
+    /// Whether this updates one entry of a table whose shadow has this role: it does not if it crosses entries, or has
     /// fewer than 4 bytes (but a single byte at an entry's start, as a locked bit operation on a flag makes).
-    fn entry(&self) -> Option<usize> {
-        let offset = self.gpa.get() & 7;
-        let size = u64::from(self.stored.map_or(8, |stored| stored.size));
-        let whole = if size == 1 { offset == 0 } else { size >= 4 && offset + size <= 8 };
-        let aligned = whole || self.stored.is_none();
-        aligned.then_some((self.gpa.offset() >> 3) as usize)
+    fn updates_one_entry(&self, role: PageRole) -> bool {
+        let Some(Stored { size }) = self.stored else { return true };
+        let (size, width) = (u64::from(size), if role.has_four_byte_entries() { 4 } else { 8 });
+        let offset = self.gpa.get() & (width - 1);
+        if size == 1 { offset == 0 } else { size >= 4 && offset + size <= width }
     }
 }
 
 impl Shared {
-    /// Tells the MMU of a guest write that was emulated; guest memory holds it already (E143, E144).
-    pub(crate) fn track_write(&self, cx: &mut MmuCx, write: TableWrite) {
+    /// Tells the MMU of a guest write that was emulated; guest memory holds it already (E143, E144). `pae`: CR4.PAE.
+    pub(crate) fn track_write(&self, cx: &mut MmuCx, write: TableWrite, pae: bool) {
         if self.indirect_shadow_pages.is_needed_after_store() {
             cx.stats.counters.mmu_pte_write += 1;
             if !self.is_unshadowed_for_sure(cx, write.gpa.gfn()) {
-                self.lock(cx, LockReason::PteWrite).track_write(write);
+                self.lock(cx, LockReason::PteWrite).track_write(write.widened(pae));
             }
         }
     }
@@ -85,15 +95,13 @@ impl MmuLocked<'_> {
         let mut flush = false;
         for sp in self.state.pages.valid_indirect(gfn) {
             let flooding = self.counts_as_flooding(sp);
-            match write.entry() {
-                Some(index) if !flooding => {
-                    if let Some(stored) = write.stored {
-                        flush |= self.zap_written(SpteRef::new(sp, index), stored, gfn);
-                    }
-                }
-                _ => {
-                    self.prepare_zap(sp);
-                    self.cx.stats.counters.mmu_flooded += 1;
+            let role = self.state.pages.page(sp).role;
+            if flooding || !write.updates_one_entry(role) {
+                self.prepare_zap(sp);
+                self.cx.stats.counters.mmu_flooded += 1;
+            } else if let Some(stored) = write.stored {
+                for index in role.entries_at(write.gpa.offset()) {
+                    flush |= self.zap_written(SpteRef::new(sp, index), write.gpa, stored);
                 }
             }
         }
@@ -108,16 +116,15 @@ impl MmuLocked<'_> {
     }
 
     /// Zaps the entry made from a written guest entry; whether it was present.
-    fn zap_written(&mut self, at: SpteRef, stored: Stored, gfn: Gfn) -> bool {
+    fn zap_written(&mut self, at: SpteRef, gpa: Gpa, stored: Stored) -> bool {
         if self.shared.mutated(Mutant::NoZapOnWrite) {
             return false;
         }
         let present = self.zap_spte(at);
         // KVM reads the entry back for 4- and 8-byte writes only.
-        let entry = Gpa::new(gfn.gpa().get() + (at.at() as u64) * 8);
         if stored.size >= 4
             && !self.state.pages.page(at.sp).role.level().is_last()
-            && self.shared.memory.load(entry, 8) != Some(0)
+            && self.shared.memory.load(gpa, stored.size) != Some(0)
         {
             self.cx.stats.counters.mmu_pde_zapped += 1;
         }
@@ -135,7 +142,14 @@ impl MmuLocked<'_> {
             assert!(!(value == PANIC_VALUE && self.shared.mutated(Mutant::PanicUnderLock)), "panic-under-lock");
             if old != new && tracked {
                 for sp in self.state.pages.valid_indirect(gpa.gfn()) {
-                    flush |= self.zap_spte(SpteRef::new(sp, (gpa.offset() >> 3) as usize));
+                    let role = self.state.pages.page(sp).role;
+                    let halves = if role.has_four_byte_entries() { [0, 4].as_slice() } else { &[0] };
+                    for &half in halves {
+                        let changed = halves.len() == 1 || ((old ^ new) >> (half * 8)) as u32 != 0;
+                        for index in if changed { role.entries_at(gpa.offset() + half) } else { 0..0 } {
+                            flush |= self.zap_spte(SpteRef::new(sp, index));
+                        }
+                    }
                 }
             }
         }

@@ -1,15 +1,17 @@
 //! Guest paging: geometry, reserved bits, permissions and the walk. Pure functions; no MMU state.
 //!
-//! One walk serves every mode of 64-bit entries; the number of levels is a run-time value, as in KVM.
+//! One walk serves every mode: what differs is the decoding of one entry ([`EntryFormat`](format::EntryFormat)), geometry is data.
 
+pub(crate) mod format;
 mod permission;
 mod reserved;
 mod walk;
 
 pub(crate) use self::{
+    format::TableMemory,
     permission::PermissionRules,
     reserved::ReservedBits,
-    walk::{GuestWalk, TableMemory, WalkContext, walk},
+    walk::{GuestWalk, WalkContext, walk},
 };
 
 use crate::access::Access;

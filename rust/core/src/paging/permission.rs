@@ -2,7 +2,7 @@
 
 use crate::{
     access::{Access, AccessFlags, AccessKind},
-    regs::{CR0_WP, CR4_SMAP, CR4_SMEP, ControlRegs, EFER_NXE},
+    regs::{CR0_PG, CR0_WP, CR4_SMAP, CR4_SMEP, ControlRegs, EFER_NXE},
 };
 
 /// The register bits that decide permissions.
@@ -17,7 +17,12 @@ pub(crate) struct PermissionRules {
 
 impl PermissionRules {
     /// The rules that the guest's registers set for the guest's own tables.
+    ///
+    /// Without paging nothing is refused, and the hypervisor keeps SMEP and SMAP from the processor (E103).
     pub(crate) const fn guest(regs: &ControlRegs) -> Self {
+        if regs.cr0 & CR0_PG == 0 {
+            return Self { wp: false, nx: regs.efer & EFER_NXE != 0, smep: false, smap: false };
+        }
         Self {
             wp: regs.cr0 & CR0_WP != 0,
             nx: regs.efer & EFER_NXE != 0,
@@ -42,9 +47,14 @@ impl PermissionRules {
         self.wp
     }
 
-    /// Whether CR4.SMEP is set.
+    /// Whether CR4.SMEP is in force.
     pub(crate) const fn smep(self) -> bool {
         self.smep
+    }
+
+    /// Whether CR4.SMAP is in force.
+    pub(crate) const fn smap(self) -> bool {
+        self.smap
     }
 
     /// Whether a translation with these accumulated rights permits the access.

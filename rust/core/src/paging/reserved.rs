@@ -26,6 +26,21 @@ impl ReservedBits {
         Self { masks }
     }
 
+    /// The masks of PAE paging: bits up to 62 are reserved, and only level 2 has large pages.
+    pub(crate) const fn pae(maxphyaddr: u8, nx: bool) -> Self {
+        let high = bits(62, maxphyaddr as u32) | if nx { 0 } else { PTE_NX };
+        let mut masks = [[high; 2]; 6];
+        masks[2][1] = high | bits(20, 13);
+        Self { masks }
+    }
+
+    /// The masks of 32-bit paging: PSE-36 with 36 bits whatever MAXPHYADDR is; nothing without CR4.PSE, where bit 7 is ignored.
+    pub(crate) const fn bits32(pse: bool) -> Self {
+        let mut masks = [[0; 2]; 6];
+        masks[2][1] = if pse { bits(21, 17) } else { 0 };
+        Self { masks }
+    }
+
     /// Whether `pte`, found at `level`, has a reserved bit set.
     #[inline]
     pub(crate) const fn violates(&self, pte: u64, level: Level) -> bool {
@@ -37,6 +52,23 @@ impl ReservedBits {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn e108_each_reserved_bit_of_pae_and_of_32_bit_entries() {
+        for bit in 0..64_u32 {
+            for (maxphyaddr, nx) in [(36_u8, true), (46, true), (52, false)] {
+                let rules = ReservedBits::pae(maxphyaddr, nx);
+                let high = (bit < 63 && bit >= u32::from(maxphyaddr)) || (bit == 63 && !nx);
+                assert_eq!(rules.violates(1 | 1 << bit, Level::PT), high, "level 1 bit {bit}");
+                let large = high || (13..=20).contains(&bit);
+                assert_eq!(rules.violates(1 | PTE_LARGE | 1 << bit, Level::PD), large, "large bit {bit}");
+            }
+            let large = PTE_LARGE | 1 << bit;
+            assert_eq!(ReservedBits::bits32(true).violates(large, Level::PD), (17..=21).contains(&bit), "4M bit {bit}");
+            assert!(!ReservedBits::bits32(false).violates(large, Level::PD));
+            assert!(!ReservedBits::bits32(true).violates(large, Level::PT));
+        }
+    }
 
     /// Every bit of every level, large or not, against the table of B.4 written out once more.
     #[test]

@@ -1,24 +1,22 @@
 //! The guest page walk with all checks, A/D updates included (B.2).
 
-use super::{PTE_ACCESSED, PTE_DIRTY, PTE_LARGE, PTE_PRESENT, PermissionRules, ReservedBits, entry_access};
+use super::{
+    PTE_ACCESSED, PTE_DIRTY, PTE_LARGE, PTE_PRESENT, PermissionRules, ReservedBits, entry_access,
+    format::{EntryFormat, Pte32, Pte64, TableMemory, read_as},
+};
 use crate::{
     access::{Access, AccessFlags, AccessKind, FaultCode},
     addr::{Gfn, Gpa, Gva, Level, PHYS_MASK},
+    regs::PagingMode,
 };
-
-/// Where guest tables live.
-pub(crate) trait TableMemory {
-    /// Reads the entry at `gpa` (8-byte aligned) with Acquire; `None` where no memslot has it.
-    fn read_entry(&self, gpa: Gpa) -> Option<u64>;
-    /// Replaces the entry by compare-and-exchange; false if it no longer held `old`.
-    fn update_entry(&self, gpa: Gpa, old: u64, new: u64) -> bool;
-}
 
 /// What decides a walk beside the tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct WalkContext {
-    /// Level of the root table.
-    pub root_level: Level,
+    /// The paging mode.
+    pub mode: PagingMode,
+    /// Highest level whose entries map pages if bit 7 is set.
+    pub largest: Level,
     /// Reserved bits.
     pub reserved: ReservedBits,
     /// Permissions.
@@ -29,9 +27,23 @@ pub(crate) struct WalkContext {
     pub leaf_rights_only: bool,
 }
 
+impl WalkContext {
+    /// Level of the first table that is read; under PAE the one that a PDPTR leads to.
+    #[inline]
+    const fn top(&self) -> Level {
+        match self.mode {
+            PagingMode::Long5 => Level::PML5,
+            PagingMode::Long4 => Level::PML4,
+            PagingMode::None | PagingMode::Bits32 | PagingMode::Pae => Level::PD,
+        }
+    }
+}
+
 /// A finished walk. KVM: `struct guest_walker`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct GuestWalk {
+    /// The mode in which it was made.
+    pub mode: PagingMode,
     /// Level of the leaf.
     pub leaf_level: Level,
     /// The frame reached, the in-page frame of a large leaf included.
@@ -47,19 +59,32 @@ pub(crate) struct GuestWalk {
 }
 
 impl GuestWalk {
-    /// Address of the entry that the walk used at `level`.
+    /// Linear address = physical address (E103): no tables, no rights, nothing to go stale.
+    fn identity(gva: Gva) -> Self {
+        Self {
+            mode: PagingMode::None,
+            leaf_level: Level::PD,
+            gfn: Gfn::new(gva.page()),
+            access: Access::all(),
+            parent_access: [Access::all(); 6],
+            table_gfn: [Gfn::new(0); 6],
+            pte: [0; 6],
+        }
+    }
+
+    /// Whether the guest's entry at `level` is no longer the one walked.
     #[inline]
-    pub(crate) fn entry_gpa(&self, level: Level, gva: Gva) -> Gpa {
-        entry_gpa(self.table_gfn[level.at()], level, gva)
+    pub(crate) fn changed(&self, memory: &impl TableMemory, level: Level, gva: Gva) -> bool {
+        let (table, seen) = (self.table_gfn[level.at()], self.pte[level.at()]);
+        match self.mode {
+            PagingMode::None => false,
+            PagingMode::Bits32 => read_as(memory, true, Pte32::entry_gpa(table, level, gva)) != Some(seen),
+            _ => read_as(memory, false, Pte64::entry_gpa(table, level, gva)) != Some(seen),
+        }
     }
 }
 
-#[inline]
-fn entry_gpa(table: Gfn, level: Level, gva: Gva) -> Gpa {
-    Gpa::new(table.gpa().get() | (level.index(gva) as u64) << 3)
-}
-
-/// Walks the guest's tables from `cr3`, as the guest's processor would.
+/// Walks the guest's tables, as the guest's processor would. `root` is CR3, under PAE paging the PDPTR for `gva`.
 ///
 /// A and D are written only after every check passed (step 11); the leaf's gpa itself need not be in a slot.
 ///
@@ -68,15 +93,33 @@ fn entry_gpa(table: Gfn, level: Level, gva: Gva) -> Gpa {
 pub(crate) fn walk(
     memory: &impl TableMemory,
     context: &WalkContext,
-    cr3: u64,
+    root: u64,
+    gva: Gva,
+    kind: AccessKind,
+    flags: AccessFlags,
+) -> Result<GuestWalk, FaultCode> {
+    match context.mode {
+        PagingMode::None => Ok(GuestWalk::identity(gva)),
+        PagingMode::Bits32 => walk_with::<Pte32>(memory, context, root, gva, kind, flags),
+        PagingMode::Pae | PagingMode::Long4 | PagingMode::Long5 => {
+            walk_with::<Pte64>(memory, context, root, gva, kind, flags)
+        }
+    }
+}
+
+#[inline]
+fn walk_with<F: EntryFormat>(
+    memory: &impl TableMemory,
+    context: &WalkContext,
+    root: u64,
     gva: Gva,
     kind: AccessKind,
     flags: AccessFlags,
 ) -> Result<GuestWalk, FaultCode> {
     loop {
-        let mut result = descend(memory, context, cr3, gva, kind, flags)?;
+        let mut result = descend::<F>(memory, context, root, gva, kind, flags)?;
         // A value that changed under us restarts the walk (step 10, E105).
-        if update_accessed_dirty(memory, context, &mut result, gva, kind) {
+        if update_accessed_dirty::<F>(memory, context, &mut result, gva, kind) {
             return Ok(result);
         }
     }
@@ -84,32 +127,37 @@ pub(crate) fn walk(
 
 /// Steps 1 to 9: everything but the A/D update.
 #[inline]
-fn descend(
+fn descend<F: EntryFormat>(
     memory: &impl TableMemory,
     context: &WalkContext,
-    cr3: u64,
+    root: u64,
     gva: Gva,
     kind: AccessKind,
     flags: AccessFlags,
 ) -> Result<GuestWalk, FaultCode> {
     let mut fault = FaultCode::of(kind, flags);
     fault.set(FaultCode::FETCH, kind.is_fetch() && context.rules.reports_fetch());
+    // Step 1: the bits of a PDPTR give no rights, but it must be present.
+    if context.mode == PagingMode::Pae && root & PTE_PRESENT == 0 {
+        return Err(fault);
+    }
     let mut walk = GuestWalk {
-        leaf_level: context.root_level,
+        mode: context.mode,
+        leaf_level: context.top(),
         gfn: Gfn::new(0),
         access: Access::all(),
         parent_access: [Access::all(); 6],
         table_gfn: [Gfn::new(0); 6],
         pte: [0; 6],
     };
-    let mut level = context.root_level;
-    let mut table = Gpa::new(cr3 & PHYS_MASK).gfn();
+    let mut level = context.top();
+    let mut table = Gpa::new(root & PHYS_MASK).gfn();
     let mut access = Access::all();
     loop {
         walk.table_gfn[level.at()] = table;
         walk.parent_access[level.at()] = access;
         // A table outside memory is a not-present style fault (step 2).
-        let pte = memory.read_entry(entry_gpa(table, level, gva)).ok_or(fault)?;
+        let pte = F::read(memory, F::entry_gpa(table, level, gva)).ok_or(fault)?;
         if pte & PTE_PRESENT == 0 {
             return Err(fault);
         }
@@ -119,14 +167,12 @@ fn descend(
         walk.pte[level.at()] = pte;
         access = if context.leaf_rights_only { entry_access(pte) } else { access & entry_access(pte) };
         // The walk ends at level 1 whatever bit 7 says (F-30).
-        if level.is_last() || pte & PTE_LARGE != 0 {
+        if level.is_last() || (pte & PTE_LARGE != 0 && level <= context.largest) {
             if !context.rules.permits(access, kind, flags) {
                 return Err(fault | FaultCode::PRESENT);
             }
-            let base = Gpa::new(pte & PHYS_MASK).gfn().round_down(level);
-            let within = gva.page() & (level.frames_per_entry() - 1);
             walk.leaf_level = level;
-            walk.gfn = Gfn::new(base.get() | within);
+            walk.gfn = F::target(pte, level, gva);
             walk.access = access;
             return Ok(walk);
         }
@@ -137,21 +183,21 @@ fn descend(
 
 /// Steps 9 and 10: sets A at every level and D at a written leaf; false if an entry had changed.
 #[inline]
-fn update_accessed_dirty(
+fn update_accessed_dirty<F: EntryFormat>(
     memory: &impl TableMemory,
     context: &WalkContext,
     walk: &mut GuestWalk,
     gva: Gva,
     kind: AccessKind,
 ) -> bool {
-    let mut level = context.root_level;
+    let mut level = context.top();
     loop {
         let at_leaf = level == walk.leaf_level;
         let old = walk.pte[level.at()];
         let want = PTE_ACCESSED | if at_leaf && kind.is_write() { PTE_DIRTY } else { 0 };
         if old & want != want {
             let new = old | want;
-            if !memory.update_entry(walk.entry_gpa(level, gva), old, new) {
+            if !F::update(memory, F::entry_gpa(walk.table_gfn[level.at()], level, gva), old, new) {
                 return false;
             }
             walk.pte[level.at()] = new;

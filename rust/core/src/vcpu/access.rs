@@ -59,9 +59,10 @@ impl Vcpu {
         // Only the two small parts that a hit needs: the whole context is 130 bytes.
         let Some((rules, va_bits)) = self.cx.paging.as_ref().map(|paging| (paging.rules.shadow(), paging.va_bits))
         else {
-            return self.regs.require_paging().map(|_| Outcome::TripleFault);
+            return Ok(Outcome::TripleFault); // the host's context, which no vCPU has
         };
-        if !gva.is_canonical(va_bits) {
+        let gva = if va_bits == 32 { gva.truncated() } else { gva };
+        if va_bits != 32 && !gva.is_canonical(va_bits) {
             return Ok(Outcome::GeneralProtection);
         }
         let mut tries = 0;
@@ -128,7 +129,7 @@ impl Vcpu {
     /// The hardware's walk of the shadow tables: the leaf and where it is, `None` at an entry that is not present.
     #[inline]
     pub(super) fn hardware_walk(&self, shared: &Shared, gva: Gva) -> Option<(SpteRef, Spte)> {
-        let mut sp = self.root().shadow_page()?;
+        let mut sp = self.roots.page_for(gva)?;
         let mut level = shared.arena.header(sp).role().level();
         loop {
             let at = SpteRef::new(sp, level.index(gva));

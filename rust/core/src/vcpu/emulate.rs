@@ -5,6 +5,7 @@ use crate::{
     addr::Gpa,
     mmu::{Shared, Stored, TableWrite},
     op::Outcome,
+    regs::CR4_PAE,
 };
 
 impl Vcpu {
@@ -17,7 +18,7 @@ impl Vcpu {
             }
             Action::Translate | Action::Load(_) => None,
         };
-        shared.track_write(&mut self.cx, TableWrite { gpa, stored });
+        shared.track_write(&mut self.cx, TableWrite { gpa, stored }, self.regs.cr4 & CR4_PAE != 0);
         Outcome::Ok(gpa.get())
     }
 }

@@ -11,7 +11,8 @@ use crate::{
     addr::{Gpa, Hpa, PHYS_MASK, SpId},
     config::{Mutant, Policy},
     error::Result,
-    mmu::{Requests, Shared},
+    mmu::{PagingContext, Requests, Shared},
+    regs::PagingMode,
     shadow::publish::{self, KvmOrder},
     stats::LockReason,
 };
@@ -105,7 +106,7 @@ impl Vcpu {
     /// KVM: `kvm_mmu_sync_roots` (E050). An audit needs the lock, so none is made on the way that skips it (E053).
     #[inline]
     pub(crate) fn sync_roots(&mut self, shared: &Shared) {
-        let Some(root) = self.root().shadow_page() else { return };
+        let Some(root) = self.root().shadow_page() else { return self.sync_pae_root(shared) };
         // Found before the fence, behind which every load waits.
         let state = shared.arena.header(root).sync_state();
         // The instruction that brought us here (MOV to CR3, CR4) serializes: the guest's stores to its tables come before
@@ -127,11 +128,8 @@ impl Vcpu {
     /// Loads the root for CR3: allocate, sync, flush. KVM: `kvm_mmu_load` (E036).
     fn load_root(&mut self, shared: &Shared) -> Result<()> {
         let gfn = Gpa::new(self.regs.cr3 & PHYS_MASK).gfn();
-        let role = match &self.cx.paging {
-            Some(paging) => paging.role,
-            None => return self.regs.require_paging().map(|_| ()),
-        };
-        if !shared.is_visible(gfn) {
+        let Some(PagingContext { mode, role, .. }) = self.cx.paging else { return Ok(()) };
+        if mode != PagingMode::None && !shared.is_visible(gfn) {
             if shared.config.policy.is_lru() {
                 self.set_current_root(shared, Hpa::DUMMY_ROOT);
                 self.tlb.flush();
@@ -141,14 +139,18 @@ impl Vcpu {
             }
             return Ok(());
         }
-        let hpa = shared.lock(&mut self.cx, LockReason::Load).alloc_root(gfn, role)?;
-        self.set_current_root(shared, hpa);
+        if mode.is_long() {
+            let hpa = shared.lock(&mut self.cx, LockReason::Load).alloc_root(gfn, role)?;
+            self.set_current_root(shared, hpa);
+        } else {
+            self.load_pae_root(shared, mode, gfn, role)?;
+        }
         self.sync_roots(shared);
         self.tlb.flush();
         Ok(())
     }
 
-    fn set_current_root(&mut self, shared: &Shared, hpa: Hpa) {
+    pub(super) fn set_current_root(&mut self, shared: &Shared, hpa: Hpa) {
         self.roots.current.hpa = hpa;
         if shared.config.policy.is_lru() {
             self.roots.current.pgd = self.regs.cr3;
@@ -172,12 +174,15 @@ impl Vcpu {
         }
         if set.contains(RootSet::CURRENT) && self.roots.current.hpa.is_valid() {
             locked.put_root(self.roots.current.hpa);
+            for entry in core::mem::take(&mut self.roots.pae) {
+                locked.put_root(entry);
+            }
             self.roots.current = RootInfo::NONE;
         }
         locked.commit_zap();
     }
 
-    /// Frees the roots whose page was zapped, and a dummy root (E151).
+    /// Frees the roots whose page was zapped, and those without a page: nobody can tell whether they are (E151).
     fn free_obsolete_roots(&mut self, shared: &Shared) {
         self.free_roots_where(
             shared,

@@ -10,6 +10,7 @@ use crate::{
     error::Result,
     mmu::{FaultOutcome, GuestFault, Shared},
     paging::{GuestWalk, PermissionRules, WalkContext, walk},
+    regs::PagingMode,
     stats::LockReason,
 };
 
@@ -37,19 +38,18 @@ impl Vcpu {
         flags: AccessFlags,
         present: bool,
     ) -> Result<Handled> {
-        let Some(paging) = &self.cx.paging else {
-            // An access without paging ends before it can fault.
-            return self.regs.require_paging().map(|_| Handled::Retry);
-        };
+        let Some(paging) = &self.cx.paging else { return Ok(Handled::Retry) };
         self.cx.stats.counters.pf_taken += 1;
         let context = WalkContext {
-            root_level: paging.role.level(),
+            mode: paging.mode,
+            largest: paging.largest,
             reserved: paging.reserved,
             rules: paging.rules,
             keep_write_when_clean: shared.mutated(Mutant::WalkKeepsWriteWhenClean),
             leaf_rights_only: shared.mutated(Mutant::LeafRightsOnly),
         };
-        let mut found = match walk(&shared.memory, &context, self.regs.cr3, gva, kind, flags) {
+        let start = if context.mode == PagingMode::Pae { self.pdptrs[gva.gib()] } else { self.regs.cr3 };
+        let mut found = match walk(&shared.memory, &context, start, gva, kind, flags) {
             Ok(found) => found,
             Err(code) => return Ok(Handled::Guest(self.inject(shared, gva, code))),
         };
@@ -64,14 +64,14 @@ impl Vcpu {
             return Ok(Handled::Emulate(gpa));
         }
         fix_supervisor_write(&mut found, context.rules, kind, flags);
-        let root = self.root();
+        let (root, top) = (self.root(), self.roots.page_for(gva));
         if self.seems_mapped(shared, &found, gva, kind, flags)
-            && shared.lock_shared(&mut self.cx, LockReason::Fault).view().is_mapped(root, &found, gva)
+            && shared.lock_shared(&mut self.cx, LockReason::Fault).view().is_mapped(top, &found, gva)
         {
             self.cx.stats.counters.pf_spurious += 1;
             return Ok(Handled::Retry);
         }
-        let outcome = shared.lock(&mut self.cx, LockReason::Fault).fetch(root, &found, gva, kind.is_write())?;
+        let outcome = shared.lock(&mut self.cx, LockReason::Fault).fetch(root, top, &found, gva, kind.is_write())?;
         let counters = &mut self.cx.stats.counters;
         match outcome {
             FaultOutcome::Retry => {}
@@ -103,7 +103,7 @@ impl Vcpu {
         }
         self.tlb.drop_page(gva.page());
         if code.contains(FaultCode::PRESENT) && !code.contains(FaultCode::RSVD) {
-            self.invalidate_address(shared, self.root(), gva);
+            self.invalidate_address(shared, self.roots.current, gva);
         }
         GuestFault { code }
     }
@@ -114,7 +114,7 @@ impl Vcpu {
     /// path is freed and used again meanwhile (D.3, E161); with a request pending it is left out, as it is only a hint.
     fn clear_flooding_on_path(&mut self, shared: &Shared, gva: Gva) {
         let Some(_section) = shared.modes[self.index].section() else { return };
-        let mut next = self.root().shadow_page();
+        let mut next = self.roots.page_for(gva);
         while let Some(sp) = next {
             let header = shared.arena.header(sp);
             header.clear_flooding();
@@ -144,7 +144,7 @@ fn fix_supervisor_write(walk: &mut GuestWalk, rules: PermissionRules, kind: Acce
 mod tests {
     use super::*;
     use crate::{
-        addr::{Gfn, Hpa, Level},
+        addr::{Gfn, Level, SpId},
         config::{LockKind, Policy, VmConfig},
         mmu::MmuCx,
         op::Outcome,
@@ -174,7 +174,8 @@ mod tests {
     fn found(shared: &Shared, vcpu: &Vcpu) -> GuestWalk {
         let paging = vcpu.cx.paging.unwrap();
         let context = WalkContext {
-            root_level: paging.role.level(),
+            mode: paging.mode,
+            largest: paging.largest,
             reserved: paging.reserved,
             rules: paging.rules,
             keep_write_when_clean: false,
@@ -213,12 +214,12 @@ mod tests {
     #[test]
     fn only_what_a_fault_would_build_anew_is_mapped() {
         let (shared, mut vcpu) = machine(LockKind::RwLock, LEAF);
-        let (root, walk) = (vcpu.root(), found(&shared, &vcpu));
-        let mapped = |vcpu: &mut Vcpu, root: Hpa, walk: &GuestWalk, gva: Gva| {
+        let (root, walk) = (vcpu.root().shadow_page(), found(&shared, &vcpu));
+        let mapped = |vcpu: &mut Vcpu, root: Option<SpId>, walk: &GuestWalk, gva: Gva| {
             shared.lock_shared(&mut vcpu.cx, LockReason::Fault).view().is_mapped(root, walk, gva)
         };
         assert!(mapped(&mut vcpu, root, &walk, GVA));
-        assert!(!mapped(&mut vcpu, Hpa::INVALID, &walk, GVA), "no root");
+        assert!(!mapped(&mut vcpu, None, &walk, GVA), "no root");
         assert!(!mapped(&mut vcpu, root, &walk, Gva::new(0x1000)), "another page");
         let other = GuestWalk { gfn: Gfn::new(6), ..walk };
         assert!(!mapped(&mut vcpu, root, &other, GVA), "another frame");

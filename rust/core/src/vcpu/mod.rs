@@ -8,6 +8,7 @@ mod emulate;
 mod enter;
 mod fault;
 mod invlpg;
+mod pae;
 mod registers;
 pub mod roots;
 mod switch;
@@ -37,6 +38,8 @@ pub struct Vcpu {
     pub(crate) index: usize,
     pub(crate) regs: ControlRegs,
     pub(crate) roots: RootCache,
+    /// The entries that PAE paging starts from, as they were when they were loaded (E101).
+    pub(crate) pdptrs: [u64; 4],
     pub(crate) tlb: Tlb,
     pub(crate) cx: MmuCx,
     pub(crate) watch: Cr3Watch,
@@ -50,11 +53,12 @@ impl Vcpu {
     pub(crate) fn new(index: usize, config: &VmConfig) -> Result<Self> {
         let regs = ControlRegs::default();
         let mut cx = MmuCx::new(Some(index), config);
-        cx.paging = PagingContext::derive(&regs, config.maxphyaddr);
+        cx.paging = Some(PagingContext::derive(&regs, config.maxphyaddr));
         Ok(Self {
             index,
             regs,
             roots: RootCache::new(config.policy.prev_roots()),
+            pdptrs: [0; 4],
             tlb: Tlb::new(config.tlb_entries)?,
             cx,
             watch: Cr3Watch::default(),
@@ -72,6 +76,7 @@ impl Vcpu {
     pub(crate) fn view(&self, shared: &Shared) -> VcpuView {
         VcpuView {
             roots: self.roots.iter().map(|root| (root.pgd, root.hpa)).collect(),
+            pae: self.roots.pae_pages().collect(),
             tagged: shared.config.policy.is_lru(),
             pending: self.pending(shared),
             tlb: self.tlb.iter().collect(),
@@ -97,7 +102,6 @@ impl Vcpu {
         if self.shut_down {
             return Ok(Outcome::TripleFault);
         }
-        self.regs.require_paging()?;
         loop {
             if self.prepare_entry(shared)? == enter::Entry::ShutDown {
                 return Ok(Outcome::TripleFault);

@@ -6,37 +6,57 @@ use super::{
 };
 use crate::{
     config::Policy,
-    error::{Error, Result},
     mmu::{PagingContext, Requests, Shared},
     op::Outcome,
-    regs::{Effects, Refused, Writer},
+    regs::{ControlRegs, Effects, GeneralProtection, PagingMode, Writer},
 };
 
 impl Vcpu {
     /// MOV to CR0.
-    pub(crate) fn write_cr0(&mut self, shared: &Shared, value: u64, writer: Writer) -> Result<Outcome> {
-        let effects = self.regs.set_cr0(value, writer);
-        self.apply(shared, effects)
+    pub(crate) fn write_cr0(&mut self, shared: &Shared, value: u64, writer: Writer) -> Outcome {
+        self.write_register(shared, |regs| regs.set_cr0(value, writer))
     }
 
     /// MOV to CR4.
-    pub(crate) fn write_cr4(&mut self, shared: &Shared, value: u64, writer: Writer) -> Result<Outcome> {
-        let effects = self.regs.set_cr4(value, writer);
-        self.apply(shared, effects)
+    pub(crate) fn write_cr4(&mut self, shared: &Shared, value: u64, writer: Writer) -> Outcome {
+        self.write_register(shared, |regs| regs.set_cr4(value, writer))
     }
 
     /// WRMSR to EFER.
-    pub(crate) fn write_efer(&mut self, shared: &Shared, value: u64, writer: Writer) -> Result<Outcome> {
-        let effects = self.regs.set_efer(value, writer);
-        self.apply(shared, effects)
+    pub(crate) fn write_efer(&mut self, shared: &Shared, value: u64, writer: Writer) -> Outcome {
+        self.write_register(shared, |regs| regs.set_efer(value, writer))
     }
 
-    fn apply(&mut self, shared: &Shared, effects: Result<Effects, Refused>) -> Result<Outcome> {
-        let effects = match effects {
-            Ok(effects) => effects,
-            Err(Refused::GeneralProtection) => return Ok(Outcome::GeneralProtection),
-            Err(Refused::Unsupported(reason)) => return Err(Error::UnsupportedMode { reason }),
-        };
+    /// The host sets CR3: no instruction, so no switch; the roots of another value go. KVM: `__set_sregs_common`.
+    pub(crate) fn set_cr3(&mut self, shared: &Shared, value: u64) -> Outcome {
+        let mode = self.regs.mode();
+        let value = if mode.is_long() { value } else { value & 0xffff_ffff };
+        if !self.regs.cr3_is_legal(value, shared.config.maxphyaddr) {
+            return Outcome::GeneralProtection;
+        }
+        if mode == PagingMode::Pae {
+            let Some(pdptrs) = Self::read_pdptrs(shared, value) else { return Outcome::GeneralProtection };
+            self.use_pdptrs(shared, pdptrs);
+        }
+        if value != self.regs.cr3 {
+            self.regs.cr3 = value;
+            self.reset_context(shared);
+        }
+        Outcome::Ok(0)
+    }
+
+    fn write_register(
+        &mut self,
+        shared: &Shared,
+        set: impl FnOnce(&mut ControlRegs) -> Result<Effects, GeneralProtection>,
+    ) -> Outcome {
+        let mut regs = self.regs;
+        let Ok(effects) = set(&mut regs) else { return Outcome::GeneralProtection };
+        if effects.load_pdptrs {
+            let Some(pdptrs) = Self::read_pdptrs(shared, regs.cr3) else { return Outcome::GeneralProtection };
+            self.use_pdptrs(shared, pdptrs);
+        }
+        self.regs = regs;
         if effects.reset_context {
             self.reset_context(shared);
         }
@@ -46,7 +66,7 @@ impl Vcpu {
         if effects.flush_current {
             self.cx.requests |= Requests::TLB_FLUSH_CURRENT;
         }
-        Ok(Outcome::Ok(0))
+        Outcome::Ok(0)
     }
 
     /// Drops every root and derives the context anew. KVM: `kvm_mmu_reset_context` (E037).
@@ -57,7 +77,7 @@ impl Vcpu {
             // Every context initialisation of the seed voids the tag (E002).
             self.roots.previous[0] = RootInfo::NEVER;
         }
-        self.cx.paging = PagingContext::derive(&self.regs, shared.config.maxphyaddr);
+        self.cx.paging = Some(PagingContext::derive(&self.regs, shared.config.maxphyaddr));
         self.tlb.flush();
     }
 }

@@ -16,6 +16,7 @@ use crate::{
     config::{Mutant, Policy},
     mmu::{Requests, Shared},
     op::Outcome,
+    regs::PagingMode,
 };
 
 /// `CR3_PCID_INVD`: kernels before 4.19 dropped it whatever CR4.PCIDE was (E011, seed defect S2).
@@ -25,20 +26,24 @@ impl Vcpu {
     /// MOV to CR3.
     #[inline]
     pub(crate) fn write_cr3(&mut self, shared: &Shared, value: u64) -> Outcome {
+        let mode = self.regs.mode();
         let lru = shared.config.policy.is_lru();
-        let value = if lru { value } else { value & !CR3_PCID_INVD };
+        let value = match (mode.is_long(), lru) {
+            (false, _) => value & 0xffff_ffff,
+            (true, true) => value,
+            (true, false) => value & !CR3_PCID_INVD,
+        };
         let same = value == self.regs.cr3;
-        if !same && value >> shared.config.maxphyaddr != 0 {
+        if !same && !self.regs.cr3_is_legal(value, shared.config.maxphyaddr) {
             // Before any effect on the MMU (E014); with bit 63 here, E012.
             return Outcome::GeneralProtection;
-        }
-        if self.cx.paging.is_none() {
-            self.regs.cr3 = value;
-            return Outcome::Ok(0);
         }
         let stopwatch = Stopwatch::start(&self.cx.stats);
         self.watch.settle(&mut self.cx.stats);
         self.cx.took_lock = false;
+        if mode == PagingMode::Pae {
+            return self.write_cr3_pae(shared, value, &stopwatch);
+        }
         let result = match shared.config.policy {
             Policy::Locked => self.switch_locked(shared, value),
             Policy::Seed => self.switch_seed(shared, value),
@@ -80,6 +85,9 @@ impl Vcpu {
 
     #[inline]
     fn fast_cr3_switch(&mut self, shared: &Shared, value: u64) -> bool {
+        if !self.regs.mode().is_long() {
+            return false; // Eligible are 4- and 5-level roots only (E017).
+        }
         if !shared.is_visible(Gpa::new(value & PHYS_MASK).gfn()) {
             // In the switch itself, from a value that the guest may never use (S5), and before the swap (S1).
             self.cx.requests |= Requests::TRIPLE_FAULT;
@@ -103,7 +111,7 @@ impl Vcpu {
 
     /// A write of the same value up to 4.19: sync at once, flush at the next entry (E008).
     #[inline(never)]
-    fn rewrite_cr3(&mut self, shared: &Shared) -> SwitchResult {
+    pub(super) fn rewrite_cr3(&mut self, shared: &Shared) -> SwitchResult {
         self.sync_roots(shared);
         self.cx.requests |= Requests::TLB_FLUSH;
         SwitchResult::Same
@@ -111,7 +119,7 @@ impl Vcpu {
 
     /// The modern kernel: find a root, then ask for its sync and flush (A.5, E057).
     #[inline(never)]
-    fn switch_lru(&mut self, shared: &Shared, value: u64) -> SwitchResult {
+    pub(super) fn switch_lru(&mut self, shared: &Shared, value: u64) -> SwitchResult {
         let mut result = SwitchResult::Same;
         if value != self.regs.cr3 {
             // The MMU first, the register after it: the outgoing tag is with its root (E048).
@@ -125,7 +133,7 @@ impl Vcpu {
     #[inline]
     fn fast_pgd_switch(&mut self, shared: &Shared, value: u64) -> bool {
         let Some(paging) = self.cx.paging else { return false };
-        if self.root().is_dummy() {
+        if self.root().is_dummy() || self.root().is_pae() {
             // A root without a shadow page never enters the cache (E031).
             self.free_roots(shared, RootSet::CURRENT);
         }

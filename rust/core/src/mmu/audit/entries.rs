@@ -3,9 +3,12 @@
 use super::{Books, Findings, is_valid};
 use crate::{
     access::Access,
-    addr::{Gfn, Gpa, PHYS_MASK, SpId, SpteRef},
+    addr::{Gfn, Gpa, Gva, PHYS_MASK, SpId, SpteRef},
     mmu::MmuView,
-    paging::{PTE_ACCESSED, PTE_DIRTY, PTE_LARGE, PTE_PRESENT, TableMemory, entry_access},
+    paging::{
+        PTE_ACCESSED, PTE_DIRTY, PTE_LARGE, PTE_PRESENT, entry_access,
+        format::{EntryFormat, Pte32, Pte64},
+    },
     role::{Directness, PageRole},
     shadow::page::SpLocked,
     spte::Spte,
@@ -36,7 +39,7 @@ impl MmuView<'_> {
         if page.role.is_direct() || !synced || !is_valid(page) {
             return None;
         }
-        self.shared.memory.read_entry(Gpa::new(page.gfn.gpa().get() + (at.at() as u64) * 8))
+        self.shadowed_entry(at)
     }
 
     fn audit_link(&self, at: SpteRef, page: &SpLocked, child: SpId, findings: &mut Findings) {
@@ -44,9 +47,11 @@ impl MmuView<'_> {
         findings.check(is_valid(below), "I15", || {
             format!("{at:?} leads to page {}, which is {:?}", child.get(), below.life)
         });
-        let expected = page
-            .role
-            .child(below.role.access(), if below.role.is_direct() { Directness::Direct } else { Directness::Indirect });
+        let expected = page.role.child(
+            below.role.access(),
+            if below.role.is_direct() { Directness::Direct } else { Directness::Indirect },
+            at.at(),
+        );
         findings.check(same_but_invalid(below.role, expected), "I13", || {
             format!("{at:?} leads to role {:#x}, expected {:#x}", below.role.word(), expected.word())
         });
@@ -54,9 +59,15 @@ impl MmuView<'_> {
             format!("{at:?} gives more rights ({:?}) than its page ({:?})", below.role.access(), page.role.access())
         });
         if let Some(pte) = self.synced_entry(at, page) {
-            let base = Gpa::new(pte & PHYS_MASK).gfn();
-            let large = pte & PTE_LARGE != 0 && !page.role.level().is_last();
-            let wanted = if large { base.round_down(page.role.level()) } else { base };
+            let (level, four_byte) = (page.role.level(), page.role.has_four_byte_entries());
+            // CR4.PSE, which decides what bit 7 of a 4-byte entry means, is not in the role: the child tells.
+            let large = pte & PTE_LARGE != 0 && !level.is_last() && (!four_byte || below.role.is_direct());
+            let within = Gva::new((at.at() as u64 & 1) << 21);
+            let wanted = match (large, four_byte) {
+                (false, _) => Gpa::new(pte & PHYS_MASK).gfn(),
+                (true, false) => Pte64::target(pte, level, Gva::new(0)),
+                (true, true) => Pte32::target(pte, level, within),
+            };
             let holds = pte & PTE_PRESENT != 0 && below.role.is_direct() == large && below.gfn == wanted;
             findings.check(holds, "I13", || {
                 format!(

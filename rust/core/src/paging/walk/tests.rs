@@ -29,6 +29,21 @@ impl TableMemory for Words {
         }
         same
     }
+
+    fn read_half(&self, gpa: Gpa) -> Option<u32> {
+        self.read_entry(Gpa::new(gpa.get() & !7)).map(|word| (word >> ((gpa.get() & 4) * 8)) as u32)
+    }
+
+    fn update_half(&self, gpa: Gpa, old: u32, new: u32) -> bool {
+        let at = Gpa::new(gpa.get() & !7);
+        let (word, shift) = (self.read_entry(at).unwrap_or(0), (gpa.get() & 4) * 8);
+        let with = |half: u32| word & !(0xffff_ffff << shift) | u64::from(half) << shift;
+        self.update_entry(at, with(old), with(new))
+    }
+}
+
+fn entry_gpa(table: Gfn, level: Level, gva: Gva) -> Gpa {
+    Pte64::entry_gpa(table, level, gva)
 }
 
 const GVA: Gva = Gva::new((1 << 48) | (2 << 39) | (3 << 30) | (4 << 21) | (5 << 12) | 0x678);
@@ -51,7 +66,8 @@ fn tables(top: u8, leaf_level: u8, bits: u64, target: u64) -> Words {
 
 fn context(top: u8) -> WalkContext {
     WalkContext {
-        root_level: Level::new(top),
+        mode: if top == 5 { PagingMode::Long5 } else { PagingMode::Long4 },
+        largest: Level::PDPT,
         reserved: ReservedBits::long_mode(46, true),
         rules: PermissionRules::guest(&ControlRegs::default()),
         keep_write_when_clean: false,
@@ -84,7 +100,7 @@ fn e104_accessed_at_all_levels_dirty_at_the_leaf_on_write() {
     let write = go(&memory, 4, AccessKind::Write).unwrap();
     assert_eq!((1..=4).map(|l| write.pte[l] & PTE_DIRTY != 0).collect::<Vec<_>>(), [true, false, false, false]);
     assert!(write.access.contains(Access::WRITE));
-    let stored = memory.words.borrow()[&write.entry_gpa(Level::PT, GVA).get()];
+    let stored = memory.words.borrow()[&entry_gpa(write.table_gfn[1], Level::PT, GVA).get()];
     assert_eq!(stored, 0x9000 | 7 | PTE_ACCESSED | PTE_DIRTY);
 }
 
@@ -155,4 +171,71 @@ fn b2_a_table_outside_memory_is_a_not_present_fault() {
     let memory = tables(4, 1, 7, 0x9000);
     memory.words.borrow_mut().insert(entry_gpa(Gfn::new(48), Level::PDPT, GVA).get(), 1 << 40 | 7);
     assert_eq!(go(&memory, 4, AccessKind::Read).unwrap_err().bits(), 4);
+}
+
+const NARROW: Gva = Gva::new(0xc0c0_5678);
+
+fn narrow(mode: PagingMode, pse: bool) -> WalkContext {
+    let reserved = match mode {
+        PagingMode::Bits32 => ReservedBits::bits32(pse),
+        _ => ReservedBits::pae(46, true),
+    };
+    let largest = if mode == PagingMode::Bits32 && !pse { Level::PT } else { Level::PD };
+    WalkContext { mode, largest, reserved, ..context(4) }
+}
+
+/// A page directory at frame 16 whose entry for `NARROW` is `pde`, and a table at frame 32 whose entry leads to frame 9.
+fn narrow_tables(mode: PagingMode, pde: u64) -> Words {
+    let memory = Words::default();
+    let put = |frame, level, pte: u64| match mode {
+        PagingMode::Bits32 => {
+            let at = Pte32::entry_gpa(Gfn::new(frame), level, NARROW);
+            *memory.words.borrow_mut().entry(at.get() & !7).or_default() |= pte << ((at.get() & 4) * 8);
+        }
+        _ => {
+            memory.words.borrow_mut().insert(Pte64::entry_gpa(Gfn::new(frame), level, NARROW).get(), pte);
+        }
+    };
+    put(16, Level::PD, pde);
+    put(32, Level::PT, 0x9000 | 7);
+    memory
+}
+
+#[test]
+fn e101_pae_starts_from_the_pdptr_and_takes_no_rights_from_it() {
+    let memory = narrow_tables(PagingMode::Pae, 32 << 12 | 7);
+    let pae = narrow(PagingMode::Pae, true);
+    let go = |pdptr| walk(&memory, &pae, pdptr, NARROW, AccessKind::Write, AccessFlags::USER);
+    let found = go(16 << 12 | 1).unwrap();
+    assert_eq!((found.gfn, found.leaf_level, found.access), (Gfn::new(9), Level::PT, Access::all()));
+    assert!(!found.changed(&memory, Level::PD, NARROW));
+    memory.words.borrow_mut().insert(Pte64::entry_gpa(Gfn::new(16), Level::PD, NARROW).get(), 0);
+    assert!(found.changed(&memory, Level::PD, NARROW));
+    assert_eq!(go(16 << 12), Err(FaultCode::WRITE | FaultCode::USER), "a PDPTR that is not present");
+}
+
+#[test]
+fn e102_32_bit_tables_of_4_byte_entries_with_and_without_pse() {
+    let large = 0x0040_0000 | 3 << 13 | PTE_LARGE | 7;
+    for (pde, pse, target) in [(32 << 12 | 7, true, 9), (large, true, 3 << 20 | 0x400 | 5)] {
+        let memory = narrow_tables(PagingMode::Bits32, pde);
+        let context = narrow(PagingMode::Bits32, pse);
+        let found = walk(&memory, &context, 16 << 12, NARROW, AccessKind::Write, AccessFlags::USER).unwrap();
+        assert_eq!(found.gfn, Gfn::new(target), "{pde:#x}");
+        let entry = memory.read_half(Pte32::entry_gpa(Gfn::new(16), Level::PD, NARROW)).unwrap();
+        assert_eq!(u64::from(entry) & !pde, PTE_ACCESSED | if found.leaf_level == Level::PD { PTE_DIRTY } else { 0 });
+    }
+    // Without CR4.PSE bit 7 of a directory entry means nothing.
+    let memory = narrow_tables(PagingMode::Bits32, 32 << 12 | PTE_LARGE | 7);
+    let found =
+        walk(&memory, &narrow(PagingMode::Bits32, false), 16 << 12, NARROW, AccessKind::Read, AccessFlags::USER);
+    assert_eq!(found.unwrap().gfn, Gfn::new(9));
+}
+
+#[test]
+fn e103_without_paging_an_address_is_what_it_says() {
+    let none = WalkContext { mode: PagingMode::None, ..narrow(PagingMode::Bits32, false) };
+    let found = walk(&Words::default(), &none, 0, NARROW, AccessKind::Write, AccessFlags::USER).unwrap();
+    assert_eq!((found.gfn.get(), found.access), (NARROW.page(), Access::all()));
+    assert!(!found.changed(&Words::default(), Level::PD, NARROW));
 }
