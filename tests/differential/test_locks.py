@@ -19,7 +19,7 @@ def _given(subject: Any, _config: MachineConfig) -> Any:  # noqa: ANN401  one of
 
 def _compared(policy: str, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run a stream on both, which must agree in all state; return what each says of the lock."""
-    stream = random_stream(seed, OPERATIONS, policy=policy, vcpus=3)
+    stream = random_stream(seed, OPERATIONS, policy=policy, vcpus=3, paging="4-level")
     core, model = NativeSubject(stream.config), ModelSubject(stream.config)
     found = compare(stream, partial(_given, core), partial(_given, model), every=40, audit_every=200)
     assert found is None, str(found)

@@ -320,7 +320,7 @@ def test_enumeration_walk_and_model_agree_on_random_tables(raw: Raw, levels: int
                     gva |= WORD << 12 + 9 * levels & WORD if gva >> 11 + 9 * levels else 0
                 found = tables.walk(gva).guest
                 ends[found.end, found.steps[-1].level] += 1
-                expected = model_walk(model_memory(pages, frames), tables.context, ROOT, gva, READ)
+                expected = model_walk(model_memory(pages, frames), tables.context, ROOT >> 12, gva, READ)
                 compare(found, covering(by_gva, gva), expected, gva)
     seen = {(EntryKind.PAGE, level) for level in (1, 2, 3)}
     seen |= {(kind, level) for kind in (EntryKind.RESERVED, EntryKind.NOT_PRESENT) for level in range(1, levels + 1)}

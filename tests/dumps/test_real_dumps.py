@@ -141,7 +141,7 @@ def test_the_model_translates_every_page_alike(real: RealDump) -> None:
                 memory.set_word(gpa, word)
         read = Access(write=False, fetch=False, user=False, override=True)
         for row in tables.leaves().rows:
-            found = walk(memory, tables.context, tables.cr3, int(row["gva"]), read)
+            found = walk(memory, tables.context, tables.cr3 >> 12, int(row["gva"]), read)
             assert isinstance(found, GuestWalk)
             # A read may not write until D is set (B.2 step 9).
             access = int(row["access"]) & (0xFF if int(row["entry"]) & GPTE_D else ~ACC_W)

@@ -135,7 +135,7 @@ class ModelWalk:
 
     def walk(self, case: Case) -> GuestWalk | int:
         """Walk for an access."""
-        return walk(self.memory, self.context(case.mode), ROOT, case.gva, access_of(case))
+        return walk(self.memory, self.context(case.mode), ROOT >> 12, case.gva, access_of(case))
 
     def context(self, mode: Mode) -> Context:
         """Return the rules of a mode."""
@@ -155,10 +155,10 @@ def seen_of(case: Case, reached: int | None, error_code: int | None = None) -> S
 def path(memory: GuestMemory, context: Context, gva: int) -> Iterator[int]:
     """Give the addresses of the entries that a walk may use: those of present entries, from the top down."""
     table = ROOT
-    for level in range(context.levels, 0, -1):
+    for level in range(context.top, 0, -1):
         if not 0 < table >> 12 <= TABLES:
             return
-        at = entry_gpa(table >> 12, gva, level)
+        at = entry_gpa(context, table >> 12, gva, level)
         entry = memory.word(at)
         if not entry & GPTE_P:
             return

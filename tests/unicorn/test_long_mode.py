@@ -126,27 +126,33 @@ def test_the_judge_has_the_widths_that_the_cases_count_on(judge: Judge) -> None:
 Walk = Callable[[GuestMemory, Context, int, int, Access], GuestWalk | int]
 
 
-def without_smap(memory: GuestMemory, context: Context, cr3: int, gva: int, access: Access) -> GuestWalk | int:
-    return walk(memory, context, cr3, gva, access._replace(override=True))
+def without_smap(
+    memory: GuestMemory, context: Context, first_table: int | None, gva: int, access: Access
+) -> GuestWalk | int:
+    return walk(memory, context, first_table, gva, access._replace(override=True))
 
 
-def without_dirty(memory: GuestMemory, context: Context, cr3: int, gva: int, access: Access) -> GuestWalk | int:
-    found = walk(memory, context, cr3, gva, access)
+def without_dirty(
+    memory: GuestMemory, context: Context, first_table: int | None, gva: int, access: Access
+) -> GuestWalk | int:
+    found = walk(memory, context, first_table, gva, access)
     if isinstance(found, GuestWalk):
-        at = entry_gpa(found.table_gfn[found.level], gva, found.level)
+        at = entry_gpa(context, found.table_gfn[found.level], gva, found.level)
         memory.set_word(at, memory.word(at) & ~GPTE_D)
     return found
 
 
-def with_another_code(memory: GuestMemory, context: Context, cr3: int, gva: int, access: Access) -> GuestWalk | int:
-    found = walk(memory, context, cr3, gva, access)
+def with_another_code(
+    memory: GuestMemory, context: Context, first_table: int | None, gva: int, access: Access
+) -> GuestWalk | int:
+    found = walk(memory, context, first_table, gva, access)
     return found if isinstance(found, GuestWalk) else found & ~ACC_U
 
 
 def without_the_offset_in_a_large_page(
-    memory: GuestMemory, context: Context, cr3: int, gva: int, access: Access
+    memory: GuestMemory, context: Context, first_table: int | None, gva: int, access: Access
 ) -> GuestWalk | int:
-    found = walk(memory, context, cr3, gva, access)
+    found = walk(memory, context, first_table, gva, access)
     if isinstance(found, GuestWalk) and found.level == 2 and gva >> 12 & 511:
         return found._replace(gfn=(found.gfn & ~511) + 0x100)
     return found
