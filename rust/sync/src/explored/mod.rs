@@ -1,23 +1,15 @@
 //! A stateless model checker: every execution of a few threads that the memory model allows, each once.
 //!
-//! Under `--cfg explored` the atomics of this crate are those of [`atomics`]: they hold nothing, and ask the checker what
-//! each load returns. There are no OS threads. An execution is a [`graph`]; a thread is run from its start with the values
-//! that the graph gives to its loads, and each access beyond them [grows](grow) the graph. A thread that can go no
-//! further (it waits) is left by unwinding. The memory model is RC11 ([`consistency`]).
+//! Under `--cfg explored` the atomics of this crate are those of `atomics`: they hold nothing, and ask the checker what
+//! each load returns. There are no OS threads. An execution is a graph (`graph`); a thread is run from its start with the values
+//! that the graph gives to its loads, and each access beyond them grows it (`grow`). A thread that can go no
+//! further (it waits) is left by unwinding. The memory model is RC11 (`consistency`).
 //!
 //! There is no bound on preemptions: [`explore`] is exhaustive. It needs threads that end: loops wait by
-//! [`crate::wait_until`] or [`crate::Backoff`], and a loop that waits changes nothing.
+//! [`crate::wait_until`] or [`crate::Backoff`], and a loop that waits changes nothing. A wait is taken to last until what
+//! it reads changes: what a loop does that gives up after a number of rounds is not explored.
 //!
-//! ```ignore
-//! let found = explore(|| {
-//!     let word = Rc::new(AtomicU64::new(0));
-//!     let other = Rc::clone(&word);
-//!     Program::new(vec![Box::new(move || word.store(1, Ordering::Relaxed))], move || {
-//!         assert_eq!(other.load(Ordering::Relaxed), 1);
-//!     })
-//! });
-//! assert!(found.failure.is_none());
-//! ```
+//! `tests/by_hand.rs` shows how it is used.
 
 mod atomics;
 mod clock;

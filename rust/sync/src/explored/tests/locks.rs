@@ -80,7 +80,8 @@ fn the_test_and_test_and_set_lock_excludes_and_publishes() {
 
 #[test]
 fn the_queued_lock_excludes_and_publishes() {
-    excludes("queued lock, 2 threads", &counted::<QueuedLock, 2, 1>());
+    excludes("queued lock, 2 threads", &counted::<QueuedLock, 2, 2>());
+    excludes("queued lock, 3 threads", &counted::<QueuedLock, 3, 1>());
 }
 
 struct ServeRelaxed;
