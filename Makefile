@@ -205,6 +205,11 @@ docs: ## Build the API documentation of the Rust crates; warnings are errors
 .PHONY: wheel
 wheel: $(WHEELS)/.built ## Build the release wheel into build/wheels
 
+# The wheel above is for the stable ABI, which a free-threaded interpreter does not have: PyO3 leaves the feature out for it.
+.PHONY: wheel-freethreaded
+wheel-freethreaded: | $(VENV)/.maturin ## Build a wheel for a free-threaded Python into build/wheels-freethreaded: PYTHON=python3.14t
+	$(BIN)/maturin build --release --quiet --interpreter $(PYTHON) --out $(WHEELS)-freethreaded
+
 .PHONY: clean
 clean: ## Remove everything that was built, .venv too
 	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks python/shadow_mmu/_native*.so

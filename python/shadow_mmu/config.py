@@ -51,7 +51,14 @@ def whole(name: str, value: object, low: int, high: int) -> int:
         number = operator.index(value)
         if low <= number <= high:
             return number
-    raise ConfigError(f"{name} is {value!r}: expected a whole number from {low:,} to {high:,}")
+    raise ConfigError(f"{name} is {shown(value)}: expected a whole number from {low:,} to {high:,}")
+
+
+def shown(value: object) -> str:
+    """Return the text of a value for an error. Python refuses to write integers of thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > 1024:
+        return f"an integer of {value.bit_length():,} bits"
+    return repr(value)
 
 
 def memslots(memory: object, maxphyaddr: int = 46) -> tuple[Memslot, ...]:

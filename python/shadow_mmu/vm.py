@@ -70,7 +70,7 @@ class Memory:
         except TypeError as error:
             raise MemoryRangeError(f"gpa {gpa!r}, length {length!r}: expected whole numbers") from error
         if first < 0 or count < 0 or first + count > MAX_GUEST_BYTES:
-            raise MemoryRangeError(f"gpa {first:#x}, {count:,} bytes: no memslot holds this range")
+            raise MemoryRangeError(f"gpa {first:#x}, {count:#x} bytes: no memslot holds this range")
         return first, count
 
     def read(self, gpa: SupportsIndex, length: SupportsIndex) -> bytes:

@@ -97,7 +97,7 @@ def test_an_overlapping_memslot_is_refused_and_not_added() -> None:
 Call = Callable[[Vm], object]
 CALLS: list[tuple[Call, type[Exception], str]] = [
     (lambda vm: vm.memory.read(-1, 1), MemoryRangeError, "-0x1"),
-    (lambda vm: vm.memory.read(0, -1), MemoryRangeError, "-1 bytes"),
+    (lambda vm: vm.memory.read(0, -1), MemoryRangeError, "-0x1 bytes"),
     (lambda vm: vm.memory.read(SIZE - 1, 2), MemoryRangeError, "."),
     (lambda vm: vm.memory.read(1 << 70, 1), MemoryRangeError, "."),
     (lambda vm: vm.memory.read(0, 1 << 60), MemoryRangeError, "."),
