@@ -66,6 +66,7 @@ clippy:
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
 	cargo clippy --package shadow-mmu --all-targets --features count-sync --quiet -- -D warnings
 	cargo clippy --package shadow-mmu-py --features mutants --quiet -- -D warnings
+	PYO3_CONFIG_FILE=$(abspath rust/python/freethreaded.cfg) cargo clippy --package shadow-mmu-py --quiet --target-dir target/freethreaded -- -D warnings
 	cargo clippy --package shadow-mmu --package shadow-mmu-sync --all-targets --features shadow-mmu/scheduled,shadow-mmu/mutants --quiet -- -D warnings
 	RUSTFLAGS="--cfg loom" cargo clippy --package shadow-mmu --package shadow-mmu-sync --lib --profile test --quiet \
 		--target-dir target/loom -- -D warnings
