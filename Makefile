@@ -60,7 +60,7 @@ fmt: $(VENV)/.dev ## Format Rust and Python
 fmt-check:
 	cargo fmt --all --check
 
-# The core is one program in five shapes; each must be free of warnings.
+# The core is one program in six shapes; each must be free of warnings. freethreaded.cfg describes a Python that need not be there.
 .PHONY: clippy
 clippy:
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
