@@ -13,32 +13,36 @@ import numpy.typing as npt
 from tests.matrix import sdm
 from tests.matrix.sdm import ACCESSED, DIRTY, NO_EXECUTE, PAGE_SIZE, PRESENT, USER, WRITABLE, Words
 
-WORDS = 512
-MAXPHYADDR = 46
 # Where pages and large pages of the guest lie, apart from its tables.
 DATA = 1 << 30
 DATA_BYTES = 8 << 20
 _OPEN = PRESENT | WRITABLE | USER
 _RIGHTS = [_OPEN & ~cleared | nx for cleared, nx in product((0, WRITABLE, USER, WRITABLE | USER), (0, NO_EXECUTE))]
-_HIGH = 1 << 51
 
 
 def _combinations(*bits: int) -> list[int]:
     return [sum(chosen) for chosen in product(*((0, bit) for bit in bits))]
 
 
-def every_entry(level: int) -> list[int]:
-    """Return every combination of the bits that mean something at a level; at 2 and 3 with the reserved bit of a large page."""
-    common = (PRESENT, WRITABLE, USER, ACCESSED, DIRTY, NO_EXECUTE, _HIGH)
-    if level not in (2, 3):
-        return _combinations(*common, PAGE_SIZE)  # PAT at level 1, reserved at levels 4 and 5
+def every_entry(paging: sdm.Paging, level: int) -> list[int]:
+    """Return every combination of the bits that mean something at a level; of large pages with a reserved bit of theirs."""
+    common: tuple[int, ...] = (PRESENT, WRITABLE, USER, ACCESSED, DIRTY)
+    if paging.entry_bytes == 8:
+        common = (*common, NO_EXECUTE, 1 << (62 if paging.name == "PAE" else 51))
+    if not 1 < level <= paging.largest:
+        return _combinations(*common, PAGE_SIZE)  # PAT at level 1, reserved at levels 4 and 5, ignored without PSE
     small = _combinations(*common)
-    # Bit 13 is the lowest reserved bit of a large entry; in a small one it is a part of the address.
-    return small + [word | PAGE_SIZE | extra for word in small for extra in (0, 1 << 13)]
+    # The lowest reserved bit of a large entry; in a small one it is a part of the address.
+    reserved = 1 << (13 if paging.entry_bytes == 8 else 17)
+    return small + [word | PAGE_SIZE | extra for word in small for extra in (0, reserved)]
 
 
-def _frame(level: int) -> int:
-    return {1: DATA + 0x1000, 2: DATA + (2 << 20), 3: DATA}[level]
+def _rights(paging: sdm.Paging) -> list[int]:
+    return [word for word in _RIGHTS if not word >> 8 * paging.entry_bytes]
+
+
+def _frame(paging: sdm.Paging, level: int) -> int:
+    return DATA + 0x1000 if level == 1 else DATA + (paging.span(level) if level == 2 else 0)
 
 
 @dataclass(slots=True)
@@ -95,47 +99,56 @@ class CaseSet:
 class Tables:
     """An image of the guest's tables, from gpa 0, and the sets in it."""
 
-    levels: int
+    paging: sdm.Paging
     pages: list[list[int]] = field(default_factory=list)
     sets: list[CaseSet] = field(default_factory=list)
 
     @classmethod
-    def build(cls, levels: int) -> "Tables":
-        """Lay out every set for 4 or 5 levels."""
-        tables = cls(levels)
+    def build(cls, paging: sdm.Paging) -> "Tables":
+        """Lay out every set for a paging mode."""
+        tables, rights = cls(paging), _rights(paging)
         tables.pages.append([])  # gpa 0 stays empty
-        for level in range(1, levels + 1):
-            tables._add(f"focus {level}", {level: every_entry(level), **({1: _RIGHTS} if level > 1 else {})})
-        tables._add("rights", dict.fromkeys(range(1, levels + 1), _RIGHTS))
-        tables._add("pair", {1: every_entry(1), 2: every_entry(2)})
+        for level in range(1, paging.levels + 1):
+            tables._add(f"focus {level}", {level: every_entry(paging, level), **({1: rights} if level > 1 else {})})
+        tables._add("rights", dict.fromkeys(range(1, paging.levels + 1), rights))
+        tables._add("pair", {1: every_entry(paging, 1), 2: every_entry(paging, 2)})
         return tables
 
     @property
-    def image(self) -> Words:
-        """Return the words of all tables."""
-        return np.array([page + [0] * (WORDS - len(page)) for page in self.pages], np.uint64).reshape(-1)
+    def words(self) -> int:
+        """Return how many entries a table has."""
+        return 4096 // self.paging.entry_bytes
 
     @property
-    def gfns(self) -> range:
-        """Return the frames of the tables."""
-        return range(1, len(self.pages))
+    def image(self) -> Words:
+        """Return the entries of all tables."""
+        return np.array([page + [0] * (self.words - len(page)) for page in self.pages], np.uint64).reshape(-1)
+
+    def to_bytes(self, image: Words) -> bytes:
+        """Return an image as it lies in memory: page-directory pointers are 8 bytes, as PAE's other entries."""
+        return image.astype(f"<u{self.paging.entry_bytes}").tobytes()
+
+    def from_bytes(self, data: bytes) -> Words:
+        """Return the entries of tables as they lie in memory."""
+        return np.frombuffer(data, f"<u{self.paging.entry_bytes}").astype(np.uint64)
 
     def _add(self, name: str, given: dict[int, list[int]]) -> None:
-        variants = [given.get(level, [_OPEN]) for level in range(1, self.levels + 1)]
-        child = 0
+        levels = self.paging.levels
+        variants = [given.get(level, [_OPEN]) for level in range(1, levels + 1)]
+        first, child = len(self.pages), 0
         for level, words in enumerate(variants, 1):
-            leaf = [level == 1 or (level in (2, 3) and bool(word & PAGE_SIZE)) for word in words]
-            self.pages.append(
-                [word | (_frame(level) if ends else child) for word, ends in zip(words, leaf, strict=True)]
-            )
+            leaf = [level == 1 or (level <= self.paging.largest and bool(word & PAGE_SIZE)) for word in words]
+            frame = _frame(self.paging, level)
+            self.pages.append([word | (frame if ends else child) for word, ends in zip(words, leaf, strict=True)])
             child = (len(self.pages) - 1) << 12
-        indices = np.indices([len(words) for words in variants]).reshape(self.levels, -1)
-        linear = sum(
-            (indices[at].astype(np.uint64) << np.uint64(12 + 9 * at) for at in range(self.levels)), np.uint64(0)
-        )
-        first = len(self.pages) - self.levels
-        used = [(first + at) * WORDS + indices[at] for at in range(self.levels)]
-        self.sets.append(CaseSet(name, child, variants, np.asarray(linear, np.uint64), used))
+        if self.paging.name == "PAE":
+            self.pages.append([child | PRESENT])  # the page-directory pointers: no rights, and only the first is there
+            child = (len(self.pages) - 1) << 12
+        indices = np.indices([len(words) for words in variants]).reshape(levels, -1)
+        places = (indices[at].astype(np.uint64) << np.uint64(12 + self.paging.index_bits * at) for at in range(levels))
+        linear = np.asarray(sum(places, np.uint64(0)), np.uint64)
+        used = [(first + at) * self.words + indices[at] for at in range(levels)]
+        self.sets.append(CaseSet(name, child, variants, linear, used))
 
 
 def marked(image: Words, cases: CaseSet, verdict: sdm.Verdict, access: sdm.Access) -> Words:
