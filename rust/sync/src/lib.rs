@@ -2,7 +2,7 @@
 //!
 //! * native: `core`'s, in types of the same layout;
 //! * native with the feature `count-sync`: the same, and they count what the calling thread does;
-//! * native with the feature `scheduled`: the same, and the scheduler in [`schedule`] says which thread goes on;
+//! * native with the feature `scheduled`: the same, and the scheduler in `schedule` says which thread goes on;
 //! * `--cfg loom`: loom's, so that a model checker runs the production types;
 //! * `--cfg explored`: those of the checker in `explored`, which has no bound on preemptions.
 //!
