@@ -284,7 +284,7 @@ def test_the_plot_is_drawn(tmp_path: Path, suffix: str, vcpus: tuple[int, ...]) 
         f"{name}, g = {work} ns" for name in ("KPTI ping-pong", "thread churn") for work in ("0", "1,400")
     ]
     for panel in figure.axes:
-        assert panel.get_yscale() == ("log" if len(vcpus) > 1 else "linear")
+        assert panel.get_yscale() == "linear"
         shown = panel.lines if len(vcpus) > 1 else panel.patches
         assert len(shown) == 3 * len(LOCK_KINDS)
     assert "1 void rows left out" in figure.get_suptitle()
@@ -297,6 +297,14 @@ def test_bars_that_differ_much_begin_at_a_power_of_ten() -> None:
     assert (panel.get_yscale(), panel.get_ylim()[0]) == ("log", 1e6)
     (panel,) = plots.draw(report(row("locked", rates=(2e6,)), row("seed", rates=(13e6,)))).axes
     assert (panel.get_yscale(), panel.get_ylim()[0]) == ("linear", 0)
+
+
+def test_lines_that_differ_much_are_on_a_logarithmic_axis() -> None:
+    for fastest, scale in ((138e6, "log"), (7e6, "linear")):
+        rows = [row("locked", rates=(2e6,), vcpus=vcpus) for vcpus in (1, 2)]
+        rows += [row("seed", rates=(fastest,), vcpus=vcpus) for vcpus in (1, 2)]
+        (panel,) = plots.draw(report(*rows)).axes
+        assert panel.get_yscale() == scale
 
 
 def test_the_command_draws_and_says_so(tmp_path: Path) -> None:

@@ -35,5 +35,8 @@ def test_d5_a_rule_that_concurrency_needs_is_missed(mutant_build: ModuleType, mu
 def test_e149_a_root_that_is_zapped_in_silence_is_a_finding_and_no_hang(mutant_build: ModuleType) -> None:
     plan = StressPlan(vcpus=2, seconds=20.0, seed=0, patience=2.0, lock_times=False)
     report = run_plan(plan, native=mutant_build, mutant="obsolete-unannounced")
-    assert {found.what for found in report.findings} <= {"stuck", "liveness"}
+    found = {found.what for found in report.findings}
+    assert found & {"stuck", "liveness"}
+    # What an access that was given up leaves undone shows at the end.
+    assert found <= {"stuck", "liveness", "audit", "memory"}
     assert not report.ok

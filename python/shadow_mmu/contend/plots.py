@@ -95,12 +95,12 @@ def draw(report: "ContentionReport") -> "Figure":
     figure = Figure(figsize=(1.3 + width * across, 0.7 + 3.2 * down), layout="constrained")
     for (workload, work), panel in zip(cells, figure.subplots(down, across, squeeze=False).flat, strict=True):
         shown = [row for row in rows if (row.workload, row.work) == (workload, work)]
-        panel.set_yscale("log" if lines or not _narrow(shown) else "linear")
+        panel.set_yscale("linear" if _narrow(shown, times=4 if lines else 20) else "log")
         (_lines if lines else _bars)(panel, shown, rows)
         panel.set_title(f"{_TITLES[workload]}, g = {work:,} ns", fontsize=10)
         panel.set_ylabel("CR3 switches / s", fontsize=9)
         panel.yaxis.set_major_formatter(_short)
-        panel.yaxis.set_minor_formatter(_minor if lines and _narrow(shown) else "")
+        panel.yaxis.set_minor_formatter(_minor if lines and panel.get_yscale() == "log" and _narrow(shown) else "")
         panel.grid(axis="y", which="both", linewidth=0.4, alpha=0.4)
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
@@ -116,10 +116,10 @@ def draw(report: "ContentionReport") -> "Figure":
     return figure
 
 
-def _narrow(rows: "list[ContentionRow]") -> bool:
+def _narrow(rows: "list[ContentionRow]", *, times: int = 20) -> bool:
     """Tell whether rates span so little that a linear axis shows all, or that no power of ten may lie between them."""
     found = [row.median for row in rows if row.median]
-    return not found or max(found) < 20 * min(found)
+    return not found or max(found) < times * min(found)
 
 
 def _short(value: float, _position: int | None = None) -> str:

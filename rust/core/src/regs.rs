@@ -146,6 +146,12 @@ impl ControlRegs {
         }
     }
 
+    /// Whether long mode is active: 4- or 5-level paging. The processor keeps LMA in step with PG, LME and PAE.
+    #[inline]
+    pub const fn is_long_mode(&self) -> bool {
+        self.efer & EFER_LMA != 0
+    }
+
     /// MOV to CR0.
     ///
     /// # Errors
@@ -219,7 +225,7 @@ impl ControlRegs {
     /// Whether CR3 may hold the value: in long mode no bit at or above MAXPHYADDR is set (B.3).
     #[inline]
     pub const fn cr3_is_legal(&self, value: u64, maxphyaddr: u8) -> bool {
-        !self.mode().is_long() || value >> maxphyaddr == 0
+        !self.is_long_mode() || value >> maxphyaddr == 0
     }
 
     /// Sets or clears EFER.LMA as the processor does: long mode is active under LME with paging and PAE on.

@@ -35,7 +35,8 @@ pub(super) fn check(
         return Ok(());
     }
     for (actor, cpu) in actors.iter_mut().zip(cpus.iter_mut()) {
-        actor.sweep(cpu)?;
+        let swept = actor.sweep(cpu);
+        actor.note_no_progress(swept)?;
         if let (Some(record), Some(own)) = (&mut record, &mut actor.record) {
             record.append(own);
         }

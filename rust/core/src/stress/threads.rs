@@ -114,7 +114,14 @@ impl<'a> Runner<'a, '_> {
             cpu = self.rest_if_asked(cpu, over);
             rig.before_step(self.actor.vcpu, floor);
             if over {
-                if self.actor.drain(&mut cpu)? && !counted {
+                let drained = match self.actor.drain(&mut cpu) {
+                    Ok(drained) => drained,
+                    given_up => {
+                        self.actor.note_no_progress(given_up.map(drop))?;
+                        true
+                    }
+                };
+                if drained && !counted {
                     counted = true;
                     // ORDERING(stress-rest): Relaxed: a count; joining the threads hands over what was done.
                     floor.finished.fetch_add(1, Ordering::Relaxed);

@@ -45,16 +45,24 @@ impl Vcpu {
         }
     }
 
-    /// MOV to CR3 under PAE paging: the PDPTRs are loaded first, and must load (B.3). Up to 2021 the same value loaded nothing
-    /// but where memory differed (`pdptrs_changed`, E010).
+    /// MOV to CR3 outside long mode, of the low 32 bits. Only 4- and 5-level roots are cached (E017), so another value frees the
+    /// root. Under PAE the PDPTRs are loaded first, and must load (B.3); up to 2021 the same value loaded nothing but where memory
+    /// differed (`pdptrs_changed`, E010).
     #[cold]
-    pub(super) fn write_cr3_pae(&mut self, shared: &Shared, value: u64, stopwatch: &Stopwatch) -> Outcome {
-        let Some(pdptrs) = Self::read_pdptrs(shared, value) else { return Outcome::GeneralProtection };
-        let rewrite = value == self.regs.cr3 && (shared.config.policy.is_lru() || pdptrs == self.pdptrs);
-        self.use_pdptrs(shared, pdptrs);
+    pub(super) fn write_narrow_cr3(&mut self, shared: &Shared, value: u64) -> Outcome {
+        let value = value & 0xffff_ffff;
+        let stopwatch = Stopwatch::start(&self.cx.stats);
+        self.watch.settle(&mut self.cx.stats);
+        self.cx.took_lock = false;
+        let mut same = value == self.regs.cr3;
+        if self.regs.mode() == PagingMode::Pae {
+            let Some(pdptrs) = Self::read_pdptrs(shared, value) else { return Outcome::GeneralProtection };
+            same &= pdptrs == self.pdptrs;
+            self.use_pdptrs(shared, pdptrs);
+        }
         let result = match shared.config.policy {
             Policy::Lru(_) => self.switch_lru(shared, value),
-            Policy::Locked | Policy::Seed if rewrite => self.rewrite_cr3(shared),
+            Policy::Locked | Policy::Seed if same => self.rewrite_cr3(shared),
             Policy::Locked | Policy::Seed => {
                 if shared.config.policy == Policy::Seed {
                     self.roots.previous[0].pgd = self.regs.cr3;
@@ -64,7 +72,7 @@ impl Vcpu {
                 SwitchResult::Miss
             }
         };
-        self.watch.open(result, self.cx.took_lock, stopwatch);
+        self.watch.open(result, self.cx.took_lock, &stopwatch);
         Outcome::Ok(0)
     }
 

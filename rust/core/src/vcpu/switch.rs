@@ -16,7 +16,6 @@ use crate::{
     config::{Mutant, Policy},
     mmu::{Requests, Shared},
     op::Outcome,
-    regs::PagingMode,
 };
 
 /// `CR3_PCID_INVD`: kernels before 4.19 dropped it whatever CR4.PCIDE was (E011, seed defect S2).
@@ -26,24 +25,19 @@ impl Vcpu {
     /// MOV to CR3.
     #[inline]
     pub(crate) fn write_cr3(&mut self, shared: &Shared, value: u64) -> Outcome {
-        let mode = self.regs.mode();
+        if !self.regs.is_long_mode() {
+            return self.write_narrow_cr3(shared, value);
+        }
         let lru = shared.config.policy.is_lru();
-        let value = match (mode.is_long(), lru) {
-            (false, _) => value & 0xffff_ffff,
-            (true, true) => value,
-            (true, false) => value & !CR3_PCID_INVD,
-        };
+        let value = if lru { value } else { value & !CR3_PCID_INVD };
         let same = value == self.regs.cr3;
-        if !same && !self.regs.cr3_is_legal(value, shared.config.maxphyaddr) {
+        if !same && value >> shared.config.maxphyaddr != 0 {
             // Before any effect on the MMU (E014); with bit 63 here, E012.
             return Outcome::GeneralProtection;
         }
         let stopwatch = Stopwatch::start(&self.cx.stats);
         self.watch.settle(&mut self.cx.stats);
         self.cx.took_lock = false;
-        if mode == PagingMode::Pae {
-            return self.write_cr3_pae(shared, value, &stopwatch);
-        }
         let result = match shared.config.policy {
             Policy::Locked => self.switch_locked(shared, value),
             Policy::Seed => self.switch_seed(shared, value),
@@ -85,9 +79,6 @@ impl Vcpu {
 
     #[inline]
     fn fast_cr3_switch(&mut self, shared: &Shared, value: u64) -> bool {
-        if !self.regs.mode().is_long() {
-            return false; // Eligible are 4- and 5-level roots only (E017).
-        }
         if !shared.is_visible(Gpa::new(value & PHYS_MASK).gfn()) {
             // In the switch itself, from a value that the guest may never use (S5), and before the swap (S1).
             self.cx.requests |= Requests::TRIPLE_FAULT;
