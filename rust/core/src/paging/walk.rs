@@ -2,7 +2,7 @@
 
 use super::{
     PTE_ACCESSED, PTE_DIRTY, PTE_LARGE, PTE_PRESENT, PermissionRules, ReservedBits, entry_access,
-    format::{EntryFormat, Pte32, Pte64, TableMemory, read_as},
+    format::{EntryFormat, Pte32, Pte64, TableMemory},
 };
 use crate::{
     access::{Access, AccessFlags, AccessKind, FaultCode},
@@ -12,13 +12,13 @@ use crate::{
 
 /// What decides a walk beside the tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct WalkContext {
+pub(crate) struct WalkContext<'a> {
     /// The paging mode.
     pub mode: PagingMode,
     /// Highest level whose entries map pages if bit 7 is set.
     pub largest: Level,
     /// Reserved bits.
-    pub reserved: ReservedBits,
+    pub reserved: &'a ReservedBits,
     /// Permissions.
     pub rules: PermissionRules,
     /// W is kept in the result although the leaf's D is 0 (a mutant; false in every real machine).
@@ -27,7 +27,7 @@ pub(crate) struct WalkContext {
     pub leaf_rights_only: bool,
 }
 
-impl WalkContext {
+impl WalkContext<'_> {
     /// Level of the first table that is read; under PAE the one that a PDPTR leads to.
     #[inline]
     const fn top(&self) -> Level {
@@ -77,10 +77,17 @@ impl GuestWalk {
     pub(crate) fn changed(&self, memory: &impl TableMemory, level: Level, gva: Gva) -> bool {
         let (table, seen) = (self.table_gfn[level.at()], self.pte[level.at()]);
         match self.mode {
+            PagingMode::Pae | PagingMode::Long4 | PagingMode::Long5 => {
+                Pte64::read(memory, Pte64::entry_gpa(table, level, gva)) != Some(seen)
+            }
+            PagingMode::Bits32 => Self::half_changed(memory, Pte32::entry_gpa(table, level, gva), seen),
             PagingMode::None => false,
-            PagingMode::Bits32 => read_as(memory, true, Pte32::entry_gpa(table, level, gva)) != Some(seen),
-            _ => read_as(memory, false, Pte64::entry_gpa(table, level, gva)) != Some(seen),
         }
+    }
+
+    #[inline(never)]
+    fn half_changed(memory: &impl TableMemory, gpa: Gpa, seen: u64) -> bool {
+        Pte32::read(memory, gpa) != Some(seen)
     }
 }
 
@@ -90,27 +97,43 @@ impl GuestWalk {
 ///
 /// # Errors
 /// The error code of the page fault to inject.
+#[inline]
 pub(crate) fn walk(
     memory: &impl TableMemory,
-    context: &WalkContext,
+    context: &WalkContext<'_>,
     root: u64,
     gva: Gva,
     kind: AccessKind,
     flags: AccessFlags,
 ) -> Result<GuestWalk, FaultCode> {
     match context.mode {
-        PagingMode::None => Ok(GuestWalk::identity(gva)),
-        PagingMode::Bits32 => walk_with::<Pte32>(memory, context, root, gva, kind, flags),
         PagingMode::Pae | PagingMode::Long4 | PagingMode::Long5 => {
             walk_with::<Pte64>(memory, context, root, gva, kind, flags)
         }
+        PagingMode::None | PagingMode::Bits32 => walk_rarely(memory, context, root, gva, kind, flags),
+    }
+}
+
+/// The modes of which a guest makes little use; apart, so that the others' walk stays one piece with the fault that makes it.
+#[inline(never)]
+fn walk_rarely(
+    memory: &impl TableMemory,
+    context: &WalkContext<'_>,
+    root: u64,
+    gva: Gva,
+    kind: AccessKind,
+    flags: AccessFlags,
+) -> Result<GuestWalk, FaultCode> {
+    match context.mode {
+        PagingMode::Bits32 => walk_with::<Pte32>(memory, context, root, gva, kind, flags),
+        _ => Ok(GuestWalk::identity(gva)),
     }
 }
 
 #[inline]
 fn walk_with<F: EntryFormat>(
     memory: &impl TableMemory,
-    context: &WalkContext,
+    context: &WalkContext<'_>,
     root: u64,
     gva: Gva,
     kind: AccessKind,
@@ -129,7 +152,7 @@ fn walk_with<F: EntryFormat>(
 #[inline]
 fn descend<F: EntryFormat>(
     memory: &impl TableMemory,
-    context: &WalkContext,
+    context: &WalkContext<'_>,
     root: u64,
     gva: Gva,
     kind: AccessKind,
@@ -185,7 +208,7 @@ fn descend<F: EntryFormat>(
 #[inline]
 fn update_accessed_dirty<F: EntryFormat>(
     memory: &impl TableMemory,
-    context: &WalkContext,
+    context: &WalkContext<'_>,
     walk: &mut GuestWalk,
     gva: Gva,
     kind: AccessKind,

@@ -43,11 +43,12 @@ impl Vcpu {
         let context = WalkContext {
             mode: paging.mode,
             largest: paging.largest,
-            reserved: paging.reserved,
+            reserved: &paging.reserved,
             rules: paging.rules,
             keep_write_when_clean: shared.mutated(Mutant::WalkKeepsWriteWhenClean),
             leaf_rights_only: shared.mutated(Mutant::LeafRightsOnly),
         };
+        let rules = paging.rules;
         let start = if context.mode == PagingMode::Pae { self.pdptrs[gva.gib()] } else { self.regs.cr3 };
         let mut found = match walk(&shared.memory, &context, start, gva, kind, flags) {
             Ok(found) => found,
@@ -63,7 +64,7 @@ impl Vcpu {
             self.cx.stats.counters.pf_emulate += 1;
             return Ok(Handled::Emulate(gpa));
         }
-        fix_supervisor_write(&mut found, context.rules, kind, flags);
+        fix_supervisor_write(&mut found, rules, kind, flags);
         let (root, top) = (self.root(), self.roots.page_for(gva));
         if self.seems_mapped(shared, &found, gva, kind, flags)
             && shared.lock_shared(&mut self.cx, LockReason::Fault).view().is_mapped(top, &found, gva)
@@ -176,7 +177,7 @@ mod tests {
         let context = WalkContext {
             mode: paging.mode,
             largest: paging.largest,
-            reserved: paging.reserved,
+            reserved: &paging.reserved,
             rules: paging.rules,
             keep_write_when_clean: false,
             leaf_rights_only: false,
