@@ -64,16 +64,11 @@ fn tables(top: u8, leaf_level: u8, bits: u64, target: u64) -> Words {
     memory
 }
 
-/// For as long as the test program runs.
-fn kept(reserved: ReservedBits) -> &'static ReservedBits {
-    Box::leak(Box::new(reserved))
-}
-
 fn context(top: u8) -> WalkContext<'static> {
     WalkContext {
         mode: if top == 5 { PagingMode::Long5 } else { PagingMode::Long4 },
         largest: Level::PDPT,
-        reserved: kept(ReservedBits::long_mode(46, true)),
+        reserved: const { &ReservedBits::long_mode(46, true) },
         rules: PermissionRules::guest(&ControlRegs::default()),
         keep_write_when_clean: false,
         leaf_rights_only: false,
@@ -151,7 +146,7 @@ fn e109_nx_is_reserved_and_fetch_unreported_without_efer_nx() {
     let memory = tables(4, 1, 7 | 1 << 63, 0x9000);
     let regs = ControlRegs { efer: 0x500, ..ControlRegs::default() };
     let context = WalkContext {
-        reserved: kept(ReservedBits::long_mode(46, false)),
+        reserved: const { &ReservedBits::long_mode(46, false) },
         rules: PermissionRules::guest(&regs),
         ..context(4)
     };
@@ -181,12 +176,13 @@ fn b2_a_table_outside_memory_is_a_not_present_fault() {
 const NARROW: Gva = Gva::new(0xc0c0_5678);
 
 fn narrow(mode: PagingMode, pse: bool) -> WalkContext<'static> {
-    let reserved = match mode {
-        PagingMode::Bits32 => ReservedBits::bits32(pse),
-        _ => ReservedBits::pae(46, true),
+    let reserved = match (mode, pse) {
+        (PagingMode::Bits32, true) => const { &ReservedBits::bits32(true) },
+        (PagingMode::Bits32, false) => const { &ReservedBits::bits32(false) },
+        _ => const { &ReservedBits::pae(46, true) },
     };
     let largest = if mode == PagingMode::Bits32 && !pse { Level::PT } else { Level::PD };
-    WalkContext { mode, largest, reserved: kept(reserved), ..context(4) }
+    WalkContext { mode, largest, reserved, ..context(4) }
 }
 
 /// A page directory at frame 16 whose entry for `NARROW` is `pde`, and a table at frame 32 whose entry leads to frame 9.
