@@ -328,7 +328,7 @@ def test_the_command_line_answers_too(kpti_path: Path) -> None:
         """
         import subprocess
         policies = [word for n in range(17) for word in ("--policy", f"lru:{n}")]
-        command = [sys.executable, "-m", "shadow_mmu", "run", "kpti", "--switches", "500000", "--edits", "0.01", *policies]
+        command = [sys.executable, "-m", "shadow_mmu", "run", "kpti", "--switches", "20000000", "--edits", "0.01", *policies]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         time.sleep(3)
         asked = time.perf_counter()
