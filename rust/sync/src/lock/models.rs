@@ -8,14 +8,12 @@
 #![allow(clippy::disallowed_types, reason = "the count of executions is outside the models")]
 
 mod queued;
+mod subject;
 mod ticket;
 mod ttas;
 mod twins;
 
 use std::{
-    env,
-    fs::OpenOptions,
-    io::Write,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc as Counter, atomic::AtomicU64 as AtomicCount},
     time::Instant,
@@ -23,46 +21,12 @@ use std::{
 
 use loom::{cell::UnsafeCell, model::Builder, sync::Arc, thread};
 
-use super::{Grant, QueuedLock, TicketLock, TtasLock};
+use self::subject::{Lock, report};
+use super::{QueuedLock, TicketLock, TtasLock};
 use crate::{AtomicU64, Ordering};
 
 /// Loom's report of a race.
 const RACE: &str = "Causality violation";
-
-/// What the models ask of a lock.
-trait Lock: 'static {
-    fn free() -> Self;
-    fn acquire(&self) -> (Grant, bool);
-    fn try_acquire(&self) -> Option<Grant>;
-    fn release(&self, grant: Grant);
-    fn is_held(&self) -> bool;
-}
-
-macro_rules! lock {
-    ($lock:ty, $order:path $(, $nodes:ident)?) => {
-        impl<O: $order + 'static $(, const $nodes: usize)?> Lock for $lock {
-            fn free() -> Self {
-                Self::new()
-            }
-            fn acquire(&self) -> (Grant, bool) {
-                self.acquire()
-            }
-            fn try_acquire(&self) -> Option<Grant> {
-                self.try_acquire()
-            }
-            fn release(&self, grant: Grant) {
-                self.release(grant);
-            }
-            fn is_held(&self) -> bool {
-                self.is_held()
-            }
-        }
-    };
-}
-
-lock!(QueuedLock<O, N>, super::queued::QueuedOrder, N);
-lock!(TicketLock<O>, super::ticket::TicketOrder);
-lock!(TtasLock<O>, super::ttas::TtasOrder);
 
 struct Protected<L> {
     lock: L,
@@ -137,22 +101,6 @@ fn breaks(name: &str, why: &str, model: fn()) {
     let message = outcome.expect_err("the weakened twin was not caught");
     assert!(message.contains(why), "{name} fails for another reason: {message}");
     report(name, "caught", &format!("caught in execution {executions}"), executions, start);
-}
-
-/// A line for the reader (`cargo test -- --nocapture`), and one of JSON in the file that `MODELS_OUT` names, as the
-/// models of the core leave them.
-#[allow(clippy::print_stdout, reason = "the size of each exploration is what a reader of the run looks for")]
-fn report(name: &str, kind: &str, text: &str, executions: u64, start: Instant) {
-    let seconds = start.elapsed().as_secs_f64();
-    println!("{name}: {text} ({seconds:.1} s)");
-    if let Some(path) = env::var_os("MODELS_OUT") {
-        let mut file = OpenOptions::new().create(true).append(true).open(path).expect("MODELS_OUT can be written");
-        let line = format!(
-            "{{\"model\": {name:?}, \"kind\": {kind:?}, \"tool\": \"loom\", \"executions\": {executions}, \
-             \"seconds\": {seconds:.3}}}\n"
-        );
-        file.write_all(line.as_bytes()).expect("MODELS_OUT can be written");
-    }
 }
 
 /// Two threads and the one that began them, each once; who comes last finds it free.

@@ -3,12 +3,16 @@
 //! The models are those of loom over threads that all begin at once. Here stores are seen in every order that coherence
 //! allows, two threads may spin on one word, and a thread that waits for what no longer comes is found as such.
 
+mod subject;
 mod twins;
 
-use std::{env, fs::OpenOptions, io::Write, rc::Rc, time::Instant};
+use std::{rc::Rc, time::Instant};
 
-use self::twins::{queued as queue, ticket as tickets, ttas as flag};
-use super::{Grant, QueuedLock, TicketLock, TtasLock, queued, ticket, ttas};
+use self::{
+    subject::{Lock, report},
+    twins::{queued as queue, ticket as tickets, ttas as flag},
+};
+use super::{QueuedLock, TicketLock, TtasLock, queued, ticket, ttas};
 use crate::{
     AtomicBool, AtomicU64, Ordering,
     explored::{PlainU64, Program, explore},
@@ -18,15 +22,6 @@ use crate::{
 /// The checker's report of a race.
 const RACE: &str = "data race";
 
-/// What the models ask of a lock.
-trait Lock: 'static {
-    fn free() -> Self;
-    fn acquire(&self) -> (Grant, bool);
-    fn try_acquire(&self) -> Option<Grant>;
-    fn release(&self, grant: Grant);
-    fn is_held(&self) -> bool;
-}
-
 /// A lock that knows who came first. Each question is one load, so that it can be waited for.
 trait Fair: Lock {
     /// Whether somebody took it.
@@ -34,32 +29,6 @@ trait Fair: Lock {
     /// Whether somebody waits for the holder.
     fn is_waited_for(&self) -> bool;
 }
-
-macro_rules! lock {
-    ($lock:ty, $order:path $(, $nodes:ident)?) => {
-        impl<O: $order + 'static $(, const $nodes: usize)?> Lock for $lock {
-            fn free() -> Self {
-                Self::new()
-            }
-            fn acquire(&self) -> (Grant, bool) {
-                self.acquire()
-            }
-            fn try_acquire(&self) -> Option<Grant> {
-                self.try_acquire()
-            }
-            fn release(&self, grant: Grant) {
-                self.release(grant);
-            }
-            fn is_held(&self) -> bool {
-                self.is_held()
-            }
-        }
-    };
-}
-
-lock!(QueuedLock<O, N>, queued::QueuedOrder, N);
-lock!(TicketLock<O>, ticket::TicketOrder);
-lock!(TtasLock<O>, ttas::TtasOrder);
 
 impl<O: queued::QueuedOrder + 'static> Fair for QueuedLock<O> {
     fn is_taken(&self) -> bool {
@@ -190,21 +159,6 @@ fn breaks(name: &str, why: &str, model: fn() -> Program) {
     assert!(failure.contains(why), "{name} fails for another reason: {failure}");
     let number = found.executions + 1;
     report(name, "caught", &format!("caught in execution {number}"), number, start);
-}
-
-/// As the report of the models under loom.
-#[allow(clippy::print_stdout, reason = "the size of each exploration is what a reader of the run looks for")]
-fn report(name: &str, kind: &str, text: &str, executions: u64, start: Instant) {
-    let seconds = start.elapsed().as_secs_f64();
-    println!("{name}: {text} (explored, {seconds:.1} s)");
-    if let Some(path) = env::var_os("MODELS_OUT") {
-        let mut file = OpenOptions::new().create(true).append(true).open(path).expect("MODELS_OUT can be written");
-        let line = format!(
-            "{{\"model\": {name:?}, \"kind\": {kind:?}, \"tool\": \"explored\", \"executions\": {executions}, \
-             \"seconds\": {seconds:.3}}}\n"
-        );
-        file.write_all(line.as_bytes()).expect("MODELS_OUT can be written");
-    }
 }
 
 type Queued<O = queued::Handover> = QueuedLock<O>;
