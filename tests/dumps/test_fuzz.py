@@ -1,5 +1,6 @@
 """Mutated dumps: typed errors only, in little memory and little time; a million of them in the soak run."""
 
+import resource
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
@@ -10,6 +11,11 @@ from tests.dumps.fuzz import LIMIT, corpus, fuzz, input_of
 
 BOUND = (16 << 20) + 60 * LIMIT
 """Most bytes that one dump of the corpus may cost: docs/dumps.md says how it comes about."""
+GROWTH = 64 << 20
+"""Most bytes by which the peak of the whole process may grow over a run: what every input may cost together, for none leaves anything.
+
+`BOUND` is asserted for each of the inputs whose memory is traced; this one is asserted for all of them, whoever allocates.
+"""
 SECONDS = 20.0
 """No input hangs; the slowest takes some tenths of a second, on a machine that is busy too."""
 
@@ -45,9 +51,15 @@ def check_ends(ends: Counter[str], count: int) -> None:
     assert ends["DumpError"] > count // 10
 
 
+def peak_of_the_process() -> int:
+    """Return the most bytes of memory that this process had at once."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
 def run(seed: int, measure: int, count: int) -> None:
     """Use ``count`` inputs, and measure the memory of the first ones, which costs ten times the time."""
     peaks: list[int] = []
+    before = peak_of_the_process()
     tracemalloc.start()
     try:
         ends = fuzz(seed, measure, each=measured(peaks))
@@ -55,7 +67,11 @@ def run(seed: int, measure: int, count: int) -> None:
         tracemalloc.stop()
     print(f"{max(peaks):,} bytes at most, {BOUND:,} allowed")
     assert max(peaks) > 1 << 20  # the measurement sees what numpy allocates
-    check_ends(ends + fuzz(seed + 1, count - measure, each=timed), count)
+    ends += fuzz(seed + 1, count - measure, each=timed)
+    growth = peak_of_the_process() - before
+    print(f"the process grew by {growth:,} bytes at most, {GROWTH:,} allowed; {dict(ends)}")
+    assert growth <= GROWTH
+    check_ends(ends, count)
 
 
 def test_2000_mutated_dumps_give_typed_errors_in_little_memory() -> None:
@@ -65,6 +81,18 @@ def test_2000_mutated_dumps_give_typed_errors_in_little_memory() -> None:
 @pytest.mark.soak
 def test_a_million_mutated_dumps_give_typed_errors_in_little_memory() -> None:
     run(1000, 20_000, 1_000_000)
+
+
+def test_memory_that_is_kept_would_be_seen() -> None:
+    kept = []
+    before = peak_of_the_process()
+
+    def hoard(run: Callable[[], str]) -> str:
+        kept.append(bytes([1]) * (1 << 20))
+        return run()
+
+    fuzz(1, 2 * GROWTH >> 20, each=hoard)
+    assert peak_of_the_process() - before > GROWTH
 
 
 def test_an_input_can_be_made_again() -> None:

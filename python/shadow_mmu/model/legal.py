@@ -193,8 +193,11 @@ class LegalTranslations:
         vcpu.set_registers(written.registers)
         if written.load_pdptrs:
             table = written.registers.cr3 & 0xFFFFFFE0
-            vcpu.pdptrs = tuple(self._memory.word(table + 8 * i) for i in range(4))
-            vcpu.invalidate_everything(self._clock)
+            loaded = tuple(self._memory.word(table + 8 * i) for i in range(4))
+            # Others than before give up the root, and with it every translation; the same ones leave all as it is (B.3).
+            if loaded != vcpu.pdptrs:
+                vcpu.invalidate_everything(self._clock)
+            vcpu.pdptrs = loaded
         vcpu.was_outside |= not self._memory.has((written.registers.cr3 & c.PFN_MASK) >> c.PAGE_SHIFT)
         if written.reset_context or written.requests:
             vcpu.invalidate_everything(self._clock)
