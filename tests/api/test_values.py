@@ -74,7 +74,7 @@ FROZEN = {
 }
 VALUES = {name: found for name, found in FROZEN.items() if name not in LIVING}
 
-PICTURES = ("shadow_mmu.pagewalk.PageWalk", "shadow_mmu.dumps.maps.MappedRange")
+PICTURES = ("shadow_mmu.pagewalk.types.PageWalk", "shadow_mmu.dumps.maps.MappedRange")
 """Their ``repr`` is a drawing of what they found: it needs parts that fit together."""
 # Instances are large, and a failure is understood without making it small.
 SETTINGS = settings(

@@ -7,8 +7,8 @@ import pytest
 from tests.dumps.images import small_elf
 
 from shadow_mmu import PageWalk, open_dump
-from shadow_mmu.dumps.walk import guest_flags
 from shadow_mmu.pagewalk import EntryKind, Rights, WalkDimension, WalkStep, size_name
+from shadow_mmu.pagewalk.guest import guest_flags
 
 PICTURE = """\
 0x123 through the guest's 4-level tables: 0x7123, in a page of 4 KiB, rwx u
@@ -63,8 +63,8 @@ def test_json_has_addresses_as_text(walk: PageWalk) -> None:
 
 def test_a_shadow_dimension_is_shown_beside_the_guests(walk: PageWalk) -> None:
     rights = Rights(writable=False, executable=True, user=True)
-    step = WalkStep(4, 0x9000, 3, 0x123, EntryKind.NOT_PRESENT, ("host-writable", "<mmu>"), rights, None)
-    both = PageWalk(walk.gva, walk.guest, WalkDimension("shadow", 0x9000, 4, (step,), None))
+    step = WalkStep(4, 0x9000, 3, 8, 0x123, EntryKind.NOT_PRESENT, ("host-writable", "<mmu>"), rights, None)
+    both = PageWalk(walk.gva, walk.guest, WalkDimension("shadow", "4-level", 0x9000, 4, (step,), step.kind))
     assert repr(both).startswith(PICTURE)
     assert "0x123 through the shadow's 4-level tables: not present at level 4" in repr(both)
     assert "host-writable <mmu>" in repr(both)

@@ -1,7 +1,7 @@
 """One set of page tables in a dump: a root, the rules of its mode, and what can be asked of it."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from shadow_mmu.errors import ConfigError
 from shadow_mmu.model.constants import (
@@ -16,14 +16,12 @@ from shadow_mmu.model.constants import (
 )
 from shadow_mmu.model.permissions import Context, make_context
 from shadow_mmu.model.registers import Registers
+from shadow_mmu.pagewalk import PageWalk
+from shadow_mmu.pagewalk.guest import guest_dimension
 
 from .leaves import DEFAULT_LIMIT, Leaves, find_leaves
 from .maps import Maps, merge
 from .physical import PHYSICAL_BITS, PhysicalMemory
-from .walk import explain
-
-if TYPE_CHECKING:
-    from shadow_mmu.pagewalk import PageWalk
 
 __all__ = ["PageTables", "cr3_fault", "open_tables"]
 
@@ -88,7 +86,7 @@ class PageTables:
         """
         return merge(self.leaves(limit=limit), cr3=self.cr3, levels=self.levels, contiguous=contiguous)
 
-    def walk(self, gva: int) -> "PageWalk":
+    def walk(self, gva: int) -> PageWalk:
         """Explain the translation of an address; not to be mapped, or not canonical, is an answer too.
 
         Raises
@@ -101,7 +99,7 @@ class PageTables:
         """
         if not 0 <= gva <= WORD:
             raise ConfigError(f"gva {gva:#x}: expected 0 to {WORD:#x}")
-        return explain(self.memory, self.context, self.root, gva)
+        return PageWalk(gva, guest_dimension(self.memory, self.context, self.cr3, gva))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON form."""

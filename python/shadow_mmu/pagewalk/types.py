@@ -1,8 +1,4 @@
-"""A translation explained: each level's table, entry, flags and accumulated rights, in one dimension or two.
-
-A :class:`PageWalk` of a memory dump has the guest's dimension only. The shadow's has the same form: the maker of a
-:class:`WalkDimension` decodes its own entry format into :class:`WalkStep`, so nothing here knows the bits of an entry.
-"""
+"""What a walk is made of: its dimensions, their steps, rights. The makers of a dimension decode entries; nothing here knows a bit."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -66,13 +62,15 @@ class WalkStep:
     Attributes
     ----------
     level : int
-        1 (4 KiB pages) to 5.
+        1 (4 KiB pages) to 5; 3 for a PDPTR of PAE paging.
     table : int
         Physical address of the table.
     index : int
-        Which of its 512 entries, 0 to 511.
+        Which of its entries: 0 to 511, of 4-byte entries to 1,023, of PDPTRs to 3.
+    entry_bytes : int
+        Width of an entry: 8, or 4 under 32-bit paging.
     entry : int
-        The entry, 64 bits; 0 if the table is not there.
+        The entry; 0 if the table is not there.
     kind : EntryKind
     flags : tuple of str
         Names of the flags that are set, in the format of the table, lowest bit first.
@@ -86,6 +84,7 @@ class WalkStep:
     level: int
     table: int
     index: int
+    entry_bytes: int
     entry: int
     kind: EntryKind
     flags: tuple[str, ...]
@@ -100,7 +99,7 @@ class WalkStep:
     @property
     def entry_address(self) -> int:
         """Physical address of the entry."""
-        return self.table + 8 * self.index
+        return self.table + self.entry_bytes * self.index
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON form; addresses and entries are hexadecimal strings."""
@@ -126,37 +125,36 @@ class WalkDimension:
     ----------
     name : str
         Whose tables: ``guest`` or ``shadow``.
+    mode : str
+        What they are, in words: ``4-level``.
     root : int
         Physical address of the top table.
     levels : int
-        4 or 5.
+        How many there are from the root to a 4 KiB page.
     steps : tuple of WalkStep
         From the top level down; empty for a non-canonical address.
+    end : EntryKind
+        How the walk ended: ``EntryKind.PAGE`` if it reached one.
     address : int or None
         The physical address that the walk reaches, the offset in the page included.
+    page_size : int or None
+        Bytes of the page; ``None`` if the walk reached none.
 
     """
 
     name: str
+    mode: str
     root: int
     levels: int
     steps: tuple[WalkStep, ...]
-    address: int | None
-
-    @property
-    def end(self) -> EntryKind:
-        """How the walk ended: ``EntryKind.PAGE`` if it reached one."""
-        return self.steps[-1].kind if self.steps else EntryKind.NON_CANONICAL
+    end: EntryKind
+    address: int | None = None
+    page_size: int | None = None
 
     @property
     def rights(self) -> Rights | None:
         """The rights of the page; ``None`` if the walk reached none."""
         return self.steps[-1].rights if self.end is EntryKind.PAGE else None
-
-    @property
-    def page_size(self) -> int | None:
-        """Bytes of the page; ``None`` if the walk reached none."""
-        return 1 << 12 + 9 * (self.steps[-1].level - 1) if self.end is EntryKind.PAGE else None
 
     @property
     def result(self) -> str:
@@ -169,6 +167,7 @@ class WalkDimension:
         """Return the JSON form."""
         return {
             "name": self.name,
+            "mode": self.mode,
             "root": f"{self.root:#x}",
             "levels": self.levels,
             "steps": [step.as_dict() for step in self.steps],
@@ -203,12 +202,12 @@ class PageWalk:
         return (self.guest,) if self.shadow is None else (self.guest, self.shadow)
 
     def __repr__(self) -> str:
-        from shadow_mmu.pagewalk_tables import walk_text  # noqa: PLC0415  loads rich, which only a picture needs
+        from .tables import walk_text  # noqa: PLC0415  loads rich, which only a picture needs
 
         return walk_text(self)
 
     def _repr_html_(self) -> str:
-        from shadow_mmu.pagewalk_tables import walk_html  # noqa: PLC0415  the same
+        from .tables import walk_html  # noqa: PLC0415  the same
 
         return walk_html(self)
 

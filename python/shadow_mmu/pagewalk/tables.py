@@ -5,8 +5,9 @@ from typing import Final
 
 from rich.table import Table
 
-from shadow_mmu.pagewalk import EntryKind, PageWalk, WalkDimension, WalkStep
 from shadow_mmu.text import html_table, rendered
+
+from .types import EntryKind, PageWalk, WalkDimension, WalkStep
 
 __all__ = ["dimension_table", "title", "walk_html", "walk_text"]
 
@@ -15,7 +16,7 @@ _COLUMNS: Final = ("level", "table", "index", "entry at", "entry", "flags", "rig
 
 def title(walk: PageWalk, dimension: WalkDimension) -> str:
     """Return the line above the table of a dimension."""
-    return f"{walk.gva:#x} through the {dimension.name}'s {dimension.levels}-level tables: {dimension.result}"
+    return f"{walk.gva:#x} through the {dimension.name}'s {dimension.mode} tables: {dimension.result}"
 
 
 def _row(step: WalkStep) -> tuple[str, ...]:
@@ -28,7 +29,7 @@ def _row(step: WalkStep) -> tuple[str, ...]:
         f"{step.table:#x}",
         str(step.index),
         f"{step.entry_address:#x}",
-        f"{step.entry:#018x}",
+        f"{step.entry:#0{2 + 2 * step.entry_bytes}x}",
         " ".join(step.flags) or "-",
         str(step.rights) if step.kind in (EntryKind.TABLE, EntryKind.PAGE) else "-",
         leads,
