@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         UnsupportedModeError,
         VcpuBusyError,
     )
+    from shadow_mmu.memory import Memory
     from shadow_mmu.pagewalk import PageWalk
     from shadow_mmu.policy import Policy
     from shadow_mmu.recording import Recording, load_recording
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from shadow_mmu.stressing.report import StressReport
     from shadow_mmu.stressing.runner import stress
     from shadow_mmu.types import Memslot, MmioExit, OpFlag, OpKind, OutcomeCode, TraceKind
-    from shadow_mmu.vm import Memory, Vm
+    from shadow_mmu.vm import Vm
 
 __all__ = [
     "BrokenError",
@@ -127,6 +128,7 @@ _HOMES = {
         "UnsupportedModeError",
         "VcpuBusyError",
     ),
+    "memory": ("Memory",),
     "pagewalk": ("PageWalk",),
     "policy": ("Policy",),
     "recording": ("Recording", "load_recording"),
@@ -137,7 +139,7 @@ _HOMES = {
     "stressing.report": ("StressReport",),
     "stressing.runner": ("stress",),
     "types": ("MmioExit", "Memslot", "OpFlag", "OpKind", "OutcomeCode", "TraceKind"),
-    "vm": ("Memory", "Vm"),
+    "vm": ("Vm",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

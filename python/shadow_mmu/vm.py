@@ -7,140 +7,24 @@ r"""The machine as Python sees it: memory, vCPUs, programs, statistics. The work
 b'\x07 '
 """
 
-import operator
 import threading
 from collections.abc import Callable, Sequence
-from io import BytesIO
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, SupportsIndex
+from typing import TYPE_CHECKING, NoReturn, Self
 
 import numpy as np
 
 from shadow_mmu import _native
-from shadow_mmu.config import VmConfig, whole
-from shadow_mmu.errors import ConfigError, MemoryRangeError, ProgramError
+from shadow_mmu.config import VmConfig
+from shadow_mmu.errors import ConfigError, ProgramError
+from shadow_mmu.memory import Memory
 from shadow_mmu.ops import NO_PAGES, OUTCOME, TRACE, Pages, Program, check_pages, validate
 from shadow_mmu.stats import LockUser, RunReport, ShadowPage, Stats
-from shadow_mmu.types import MAX_GUEST_BYTES, Memslot
+from shadow_mmu.types import Memslot
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    from typing_extensions import Buffer
 
     from shadow_mmu.policy import Policy
-
-PIECE: Final = 4 << 20
-"""Bytes of guest memory that one call of the core reads or writes: Python looks for signals between two."""
-
-
-def _bytes_of(data: "Buffer | npt.NDArray[Any]") -> memoryview:
-    """Return the plain bytes of a contiguous buffer."""
-    if isinstance(data, np.ndarray):
-        if data.dtype.hasobject or not data.flags.c_contiguous:
-            raise ConfigError(f"data is an array of {data.dtype}, strides {data.strides}: expected contiguous numbers")
-        return data.reshape(-1).view(np.uint8).data
-    try:
-        return memoryview(data).cast("B")
-    except (TypeError, ValueError, BufferError) as error:
-        raise ConfigError(f"data is {type(data).__name__}: expected bytes or a numpy array ({error})") from error
-
-
-class Memory:
-    """Guest memory from the hypervisor's side. Writes drop the shadow entries made from words that change."""
-
-    __slots__ = ("__weakref__", "_native", "_slots")
-
-    def __init__(self, native: _native.Vm, slots: tuple[Memslot, ...]) -> None:
-        self._native = native
-        self._slots = slots
-
-    @property
-    def slots(self) -> tuple[Memslot, ...]:
-        """The memslots, by ascending gpa."""
-        return self._slots
-
-    @property
-    def size(self) -> int:
-        """All memory together, in bytes."""
-        return sum(slot.bytes for slot in self._slots)
-
-    def _range(self, gpa: SupportsIndex, length: SupportsIndex) -> tuple[int, int]:
-        """Refuse before the core is called what no slot could hold, so that nothing large is ever allocated."""
-        try:
-            first, count = operator.index(gpa), operator.index(length)
-        except TypeError as error:
-            raise MemoryRangeError(f"gpa {gpa!r}, length {length!r}: expected whole numbers") from error
-        if first < 0 or count < 0 or first + count > MAX_GUEST_BYTES:
-            raise MemoryRangeError(f"gpa {first:#x}, {count:#x} bytes: no memslot holds this range")
-        return first, count
-
-    def read(self, gpa: SupportsIndex, length: SupportsIndex) -> bytes:
-        """Return ``length`` bytes at ``gpa``. Words are read one after the other while vCPUs may write.
-
-        Raises
-        ------
-        MemoryRangeError
-            Part of the range is in no memslot.
-        ClosedError
-            The machine was closed.
-
-        """
-        first, count = self._range(gpa, length)
-        if count <= PIECE:
-            return self._native.memory_read(first, count)
-        self._native.memory_require(first, count)
-        whole_range = BytesIO()
-        for at in range(first, first + count, PIECE):
-            whole_range.write(self._native.memory_read(at, min(PIECE, first + count - at)))
-        return whole_range.getvalue()
-
-    def read_array(self, gpa: SupportsIndex, words: int = 512) -> "npt.NDArray[np.uint64]":
-        """Return ``words`` 8-byte words at ``gpa`` (one page unless told otherwise) as a new array.
-
-        Raises
-        ------
-        MemoryRangeError
-            Part of the range is in no memslot.
-        ClosedError
-            The machine was closed.
-
-        """
-        count = whole("words", words, 0, MAX_GUEST_BYTES // 8)
-        first, length = self._range(gpa, 8 * count)
-        self._native.memory_require(first, length)
-        read = np.empty(count, np.dtype("<u8"))
-        for at in range(0, length, PIECE):
-            piece = self._native.memory_read(first + at, min(PIECE, length - at))
-            read[at // 8 : (at + len(piece)) // 8] = np.frombuffer(piece, read.dtype)
-        return read
-
-    def write(self, gpa: SupportsIndex, data: "Buffer | npt.NDArray[Any]") -> None:
-        """Write bytes, or the bytes of a contiguous array, at ``gpa``.
-
-        Takes the mmu_lock once (reason ``host``) for each MiB begun. Ctrl-C ends a write of more than 4 MiB between two
-        pieces; what was written stays.
-
-        Raises
-        ------
-        MemoryRangeError
-            Part of the range is in no memslot; nothing was written.
-        ConfigError
-            ``data`` is no contiguous buffer of plain values.
-        ClosedError
-            The machine was closed.
-
-        """
-        view = _bytes_of(data)
-        first, length = self._range(gpa, view.nbytes)
-        self._native.memory_require(first, length)
-        for at in range(0, length, PIECE):
-            self._native.memory_write(first + at, view[at : at + PIECE])
-
-    def __reduce__(self) -> NoReturn:
-        """Refuse to be copied or pickled: it is part of a machine."""
-        raise TypeError("the Memory of a Vm cannot be copied or pickled: read it")
-
-    def __repr__(self) -> str:
-        return f"<Memory {', '.join(f'{slot.gpa:#x}+{slot.bytes:#x}' for slot in self._slots)}>"
 
 
 class Vm:
