@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, Self, get_args
+from typing import Any, Final, Literal, Self, TypedDict, Unpack, cast, get_args, get_type_hints
 
 from shadow_mmu.errors import ConfigError
 from shadow_mmu.types import MAX_PREVIOUS_ROOTS
@@ -14,8 +14,19 @@ LinkOrder = Literal["mark-first", "kvm", "full-sync"]
 
 LOCK_KINDS: Final[tuple[LockKind, ...]] = get_args(LockKind)
 LINK_ORDERS: Final[tuple[LinkOrder, ...]] = get_args(LinkOrder)
-# What may follow the name as ``,option=value``: the fields of Policy of these names. The first choice is the default.
-_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {"lock": LOCK_KINDS, "link": LINK_ORDERS}
+
+
+class PolicyOptions(TypedDict, total=False):
+    """What may follow the name of a policy as ``,option=value``: the fields of :class:`Policy` of these names."""
+
+    lock: LockKind
+    link: LinkOrder
+
+
+# The choices of each option; the first is the default.
+_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    name: get_args(choices) for name, choices in get_type_hints(PolicyOptions).items()
+}
 _CHOICES = f"'locked', 'seed' or 'lru:N' with N = 0..{MAX_PREVIOUS_ROOTS}"
 _LRU = re.compile(r"lru:(0|[1-9][0-9]*)")
 
@@ -73,19 +84,19 @@ class Policy:
                 raise ConfigError(f"no {name} {value!r}: expected {_listed(choices)}")
 
     @classmethod
-    def locked(cls, *, lock: LockKind = "queued", link: LinkOrder = "mark-first") -> Self:
+    def locked(cls, **options: Unpack[PolicyOptions]) -> Self:
         """KVM before the patch: no cached root."""
-        return cls("locked", 0, lock, link)
+        return cls("locked", 0, **options)
 
     @classmethod
-    def seed(cls, *, lock: LockKind = "queued", link: LinkOrder = "mark-first") -> Self:
+    def seed(cls, **options: Unpack[PolicyOptions]) -> Self:
         """Return the policy of the 2018 patch: one previous root and its tag."""
-        return cls("seed", 1, lock, link)
+        return cls("seed", 1, **options)
 
     @classmethod
-    def lru(cls, previous: int = 3, *, lock: LockKind = "queued", link: LinkOrder = "mark-first") -> Self:
+    def lru(cls, previous: int = 3, **options: Unpack[PolicyOptions]) -> Self:
         """Return the policy of the modern kernel, which has three previous roots unless told otherwise."""
-        return cls("lru", previous, lock, link)
+        return cls("lru", previous, **options)
 
     @classmethod
     def parse(cls, text: object) -> Self:
@@ -147,16 +158,21 @@ class Policy:
         """``locked``, ``seed`` or ``lru:N``: the policy without its options."""
         return f"lru:{self.previous}" if self.kind == "lru" else self.kind
 
-    def _options(self) -> dict[str, str]:
+    @property
+    def options(self) -> PolicyOptions:
+        """Every option with its value."""
+        return cast("PolicyOptions", {name: getattr(self, name) for name in _OPTIONS})
+
+    def _changed(self) -> dict[str, str]:
         """Return the options that are not as they are unless told otherwise."""
         return {name: getattr(self, name) for name, choices in _OPTIONS.items() if getattr(self, name) != choices[0]}
 
     def __str__(self) -> str:
-        return ",".join((self.name, *(f"{name}={value}" for name, value in self._options().items())))
+        return ",".join((self.name, *(f"{name}={value}" for name, value in self._changed().items())))
 
     def __repr__(self) -> str:
         arguments = [str(self.previous)] if self.kind == "lru" else []
-        arguments += [f"{name}={value!r}" for name, value in self._options().items()]
+        arguments += [f"{name}={value!r}" for name, value in self._changed().items()]
         return f"Policy.{self.kind}({', '.join(arguments)})"
 
 

@@ -132,8 +132,7 @@ class ReplayResult:
         stats, cr3 = self.stats, self.stats.cr3
         return {
             "policy": str(self.policy),
-            "lock": self.policy.lock,
-            "link": self.policy.link,
+            **self.policy.options,
             "mode": self.mode,
             "model": self.model,
             "accesses_checked": self.accesses_checked,

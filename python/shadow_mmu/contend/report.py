@@ -92,8 +92,7 @@ class ContentionRow:
         return {
             "workload": self.workload,
             "policy": str(self.policy),
-            "lock": self.policy.lock,
-            "link": self.policy.link,
+            **self.policy.options,
             "vcpus": self.vcpus,
             "work_ns": self.work,
             "switches": self.switches,
@@ -146,7 +145,7 @@ class ContentionReport:
         """
 
         def rest(one: ContentionRow) -> tuple[object, ...]:
-            return one.workload, one.policy.lock, one.policy.link, one.vcpus, one.work
+            return one.workload, one.policy.options, one.vcpus, one.work
 
         for other in self.rows:
             if other.policy.kind == "locked" and rest(other) == rest(row):

@@ -43,8 +43,7 @@ class KptiResult:
         """Return the JSON form."""
         return {
             "policy": str(self.policy),
-            "lock": self.policy.lock,
-            "link": self.policy.link,
+            **self.policy.options,
             "seconds": self.seconds,
             "switches_per_second": self.switches_per_second,
             "faults": self.faults,
