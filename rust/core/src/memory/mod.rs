@@ -201,21 +201,23 @@ pub(crate) fn merge(word: &AtomicU64, mask: u64, value: u64) -> (u64, u64) {
 }
 
 impl TableMemory for GuestMemory {
+    type Place<'a> = &'a AtomicU64;
+
     #[inline]
-    fn read_entry(&self, gpa: Gpa) -> Option<u64> {
+    fn place(&self, gpa: Gpa) -> Option<&AtomicU64> {
+        self.word(gpa)
+    }
+
+    #[inline]
+    fn load(place: &AtomicU64) -> u64 {
         // ORDERING(guest-tso): a walk sees tables in the order in which the guest wrote them.
-        self.word(gpa).map(|word| word.load(Ordering::Acquire))
+        place.load(Ordering::Acquire)
     }
 
     #[inline]
     fn update_entry(&self, gpa: Gpa, old: u64, new: u64) -> bool {
         // ORDERING(guest-tso): A/D updates are locked operations on the hardware (E105).
         self.word(gpa).is_some_and(|word| word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok())
-    }
-
-    #[inline]
-    fn read_half(&self, gpa: Gpa) -> Option<u32> {
-        self.read_entry(gpa).map(|word| (word >> ((gpa.get() & 4) * 8)) as u32)
     }
 
     fn update_half(&self, gpa: Gpa, old: u32, new: u32) -> bool {

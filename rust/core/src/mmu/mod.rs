@@ -31,7 +31,7 @@ use crate::{
     error::Result,
     health::Health,
     memory::GuestMemory,
-    paging::{PermissionRules, ReservedBits},
+    paging::{PermissionRules, ReservedBits, WalkContext},
     regs::{CR4_PSE, ControlRegs, EFER_NXE, PagingMode},
     requests::{GuestMode, kick_and_wait},
     role::{PageRole, RoleInputs},
@@ -171,6 +171,19 @@ impl Shared {
     #[inline]
     pub(crate) fn mutated(&self, mutant: Mutant) -> bool {
         cfg!(feature = "mutants") && self.config.mutant == mutant
+    }
+
+    /// What decides a walk of the guest's tables in this context.
+    #[inline]
+    pub(crate) fn walk_context<'a>(&self, paging: &'a PagingContext) -> WalkContext<'a> {
+        WalkContext {
+            mode: paging.mode,
+            largest: paging.largest,
+            reserved: &paging.reserved,
+            rules: paging.rules,
+            keep_write_when_clean: self.mutated(Mutant::WalkKeepsWriteWhenClean),
+            leaf_rights_only: self.mutated(Mutant::LeafRightsOnly),
+        }
     }
 
     /// The entry, loaded as any lock-free reader loads it.

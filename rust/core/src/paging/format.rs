@@ -4,14 +4,25 @@ use crate::addr::{Gfn, Gpa, Gva, Level, PHYS_MASK};
 
 /// Where guest tables live.
 pub(crate) trait TableMemory {
-    /// Reads the 8-byte entry at `gpa` with Acquire; `None` where no memslot has it.
-    fn read_entry(&self, gpa: Gpa) -> Option<u64>;
+    /// The place of an entry, known before it is read.
+    type Place<'a>: Copy
+    where
+        Self: 'a;
+
+    /// The place of the 8-byte word that contains `gpa`; `None` where no memslot has it.
+    fn place(&self, gpa: Gpa) -> Option<Self::Place<'_>>;
+    /// Reads the word with Acquire.
+    fn load(place: Self::Place<'_>) -> u64;
     /// Replaces the 8-byte entry by compare-and-exchange; false if it no longer held `old`.
     fn update_entry(&self, gpa: Gpa, old: u64, new: u64) -> bool;
-    /// As [`read_entry`](Self::read_entry) for 4 bytes.
-    fn read_half(&self, gpa: Gpa) -> Option<u32>;
     /// As [`update_entry`](Self::update_entry) for 4 bytes; the entry beside it may change meanwhile.
     fn update_half(&self, gpa: Gpa, old: u32, new: u32) -> bool;
+
+    /// Reads the 8-byte entry at `gpa`.
+    #[inline]
+    fn read_entry(&self, gpa: Gpa) -> Option<u64> {
+        self.place(gpa).map(Self::load)
+    }
 }
 
 /// One entry format. The two implementations are all there are; the walk is written once over this.
@@ -21,12 +32,18 @@ pub(crate) trait EntryFormat {
     /// Bits of a linear address that index one table.
     const INDEX_BITS: u32;
 
-    /// Reads an entry.
-    fn read(memory: &impl TableMemory, gpa: Gpa) -> Option<u64>;
+    /// The entry at `gpa` in the word that contains it.
+    fn of_word(word: u64, gpa: Gpa) -> u64;
     /// Replaces an entry.
     fn update(memory: &impl TableMemory, gpa: Gpa, old: u64, new: u64) -> bool;
     /// Frame bits of a large entry that do not stand where an address stands.
     fn odd_frame_bits(pte: u64) -> u64;
+
+    /// Reads an entry.
+    #[inline]
+    fn read(memory: &impl TableMemory, gpa: Gpa) -> Option<u64> {
+        memory.read_entry(gpa).map(|word| Self::of_word(word, gpa))
+    }
 
     /// Address of the entry for `gva` in the table at `table`.
     #[inline]
@@ -54,8 +71,8 @@ impl EntryFormat for Pte64 {
     const INDEX_BITS: u32 = 9;
 
     #[inline]
-    fn read(memory: &impl TableMemory, gpa: Gpa) -> Option<u64> {
-        memory.read_entry(gpa)
+    fn of_word(word: u64, _: Gpa) -> u64 {
+        word
     }
 
     #[inline]
@@ -77,8 +94,8 @@ impl EntryFormat for Pte32 {
     const INDEX_BITS: u32 = 10;
 
     #[inline]
-    fn read(memory: &impl TableMemory, gpa: Gpa) -> Option<u64> {
-        memory.read_half(gpa).map(u64::from)
+    fn of_word(word: u64, gpa: Gpa) -> u64 {
+        word >> ((gpa.get() & 4) * 8) & 0xffff_ffff
     }
 
     #[inline]

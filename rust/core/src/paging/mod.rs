@@ -1,17 +1,20 @@
 //! Guest paging: geometry, reserved bits, permissions and the walk. Pure functions; no MMU state.
 //!
 //! One walk serves every mode: what differs is the decoding of one entry ([`EntryFormat`](format::EntryFormat)), geometry is data.
+//! It is made of [steps](step::step).
 
 pub(crate) mod format;
 mod permission;
 mod reserved;
+mod step;
 mod walk;
 
 pub(crate) use self::{
     format::TableMemory,
     permission::PermissionRules,
     reserved::ReservedBits,
-    walk::{GuestWalk, WalkContext, walk},
+    step::WalkContext,
+    walk::{GuestWalk, walk},
 };
 
 use crate::access::Access;

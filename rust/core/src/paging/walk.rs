@@ -1,43 +1,15 @@
 //! The guest page walk with all checks, A/D updates included (B.2).
 
 use super::{
-    PTE_ACCESSED, PTE_DIRTY, PTE_LARGE, PTE_PRESENT, PermissionRules, ReservedBits, entry_access,
+    PTE_ACCESSED, PTE_DIRTY,
     format::{EntryFormat, Pte32, Pte64, TableMemory},
+    step::{Asked, Step, WalkContext, step},
 };
 use crate::{
     access::{Access, AccessFlags, AccessKind, FaultCode},
-    addr::{Gfn, Gpa, Gva, Level, PHYS_MASK},
+    addr::{Gfn, Gpa, Gva, Level},
     regs::PagingMode,
 };
-
-/// What decides a walk beside the tables.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct WalkContext<'a> {
-    /// The paging mode.
-    pub mode: PagingMode,
-    /// Highest level whose entries map pages if bit 7 is set.
-    pub largest: Level,
-    /// Reserved bits.
-    pub reserved: &'a ReservedBits,
-    /// Permissions.
-    pub rules: PermissionRules,
-    /// W is kept in the result although the leaf's D is 0 (a mutant; false in every real machine).
-    pub keep_write_when_clean: bool,
-    /// The entries above the leaf limit no right (a mutant; false in every real machine).
-    pub leaf_rights_only: bool,
-}
-
-impl WalkContext<'_> {
-    /// Level of the first table that is read; under PAE the one that a PDPTR leads to.
-    #[inline]
-    const fn top(&self) -> Level {
-        match self.mode {
-            PagingMode::Long5 => Level::PML5,
-            PagingMode::Long4 => Level::PML4,
-            PagingMode::None | PagingMode::Bits32 | PagingMode::Pae => Level::PD,
-        }
-    }
-}
 
 /// A finished walk. KVM: `struct guest_walker`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -139,68 +111,52 @@ fn walk_with<F: EntryFormat>(
     kind: AccessKind,
     flags: AccessFlags,
 ) -> Result<GuestWalk, FaultCode> {
+    let asked = Asked::new(context.rules, kind, flags);
     loop {
-        let mut result = descend::<F>(memory, context, root, gva, kind, flags)?;
+        let mut walk = GuestWalk {
+            mode: context.mode,
+            leaf_level: context.top(),
+            gfn: Gfn::new(0),
+            access: Access::all(),
+            parent_access: [Access::all(); 6],
+            table_gfn: [Gfn::new(0); 6],
+            pte: [0; 6],
+        };
+        (walk.gfn, walk.access) = descend::<F>(memory, context, asked, root, gva, |level, table, above, pte| {
+            walk.leaf_level = level;
+            walk.table_gfn[level.at()] = table;
+            walk.parent_access[level.at()] = above;
+            walk.pte[level.at()] = pte;
+        })?;
         // A value that changed under us restarts the walk (step 10, E105).
-        if update_accessed_dirty::<F>(memory, context, &mut result, gva, kind) {
-            return Ok(result);
+        if update_accessed_dirty::<F>(memory, context, &mut walk, gva, kind) {
+            return Ok(walk);
         }
     }
 }
 
-/// Steps 1 to 9: everything but the A/D update.
+/// Steps 1 to 9, which change nothing: the frame that the access reaches and its rights. `seen` gets each entry on the way:
+/// level, table, the rights above, the entry.
 #[inline]
 fn descend<F: EntryFormat>(
     memory: &impl TableMemory,
     context: &WalkContext<'_>,
+    asked: Asked,
     root: u64,
     gva: Gva,
-    kind: AccessKind,
-    flags: AccessFlags,
-) -> Result<GuestWalk, FaultCode> {
-    let mut fault = FaultCode::of(kind, flags);
-    fault.set(FaultCode::FETCH, kind.is_fetch() && context.rules.reports_fetch());
-    // Step 1: the bits of a PDPTR give no rights, but it must be present.
-    if context.mode == PagingMode::Pae && root & PTE_PRESENT == 0 {
-        return Err(fault);
-    }
-    let mut walk = GuestWalk {
-        mode: context.mode,
-        leaf_level: context.top(),
-        gfn: Gfn::new(0),
-        access: Access::all(),
-        parent_access: [Access::all(); 6],
-        table_gfn: [Gfn::new(0); 6],
-        pte: [0; 6],
-    };
+    mut seen: impl FnMut(Level, Gfn, Access, u64),
+) -> Result<(Gfn, Access), FaultCode> {
     let mut level = context.top();
-    let mut table = Gpa::new(root & PHYS_MASK).gfn();
+    let mut table = context.first_table(root).ok_or(asked.not_present)?;
     let mut access = Access::all();
     loop {
-        walk.table_gfn[level.at()] = table;
-        walk.parent_access[level.at()] = access;
         // A table outside memory is a not-present style fault (step 2).
-        let pte = F::read(memory, F::entry_gpa(table, level, gva)).ok_or(fault)?;
-        if pte & PTE_PRESENT == 0 {
-            return Err(fault);
+        let pte = F::read(memory, F::entry_gpa(table, level, gva)).ok_or(asked.not_present)?;
+        seen(level, table, access, pte);
+        match step::<F>(context, asked, gva, level, access, pte)? {
+            Step::Leaf(gfn, access) => return Ok((gfn, access)),
+            Step::Table(next, rights) => (table, access, level) = (next, rights, level.down()),
         }
-        if context.reserved.violates(pte, level) {
-            return Err(fault | FaultCode::PRESENT | FaultCode::RSVD);
-        }
-        walk.pte[level.at()] = pte;
-        access = if context.leaf_rights_only { entry_access(pte) } else { access & entry_access(pte) };
-        // The walk ends at level 1 whatever bit 7 says (F-30).
-        if level.is_last() || (pte & PTE_LARGE != 0 && level <= context.largest) {
-            if !context.rules.permits(access, kind, flags) {
-                return Err(fault | FaultCode::PRESENT);
-            }
-            walk.leaf_level = level;
-            walk.gfn = F::target(pte, level, gva);
-            walk.access = access;
-            return Ok(walk);
-        }
-        table = Gpa::new(pte & PHYS_MASK).gfn();
-        level = level.down();
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     config::Mutant,
     error::Result,
     mmu::{FaultOutcome, GuestFault, Shared},
-    paging::{GuestWalk, PermissionRules, WalkContext, walk},
+    paging::{GuestWalk, PermissionRules, walk},
     regs::PagingMode,
     stats::LockReason,
 };
@@ -40,14 +40,7 @@ impl Vcpu {
     ) -> Result<Handled> {
         let Some(paging) = &self.cx.paging else { return Ok(Handled::Retry) };
         self.cx.stats.counters.pf_taken += 1;
-        let context = WalkContext {
-            mode: paging.mode,
-            largest: paging.largest,
-            reserved: &paging.reserved,
-            rules: paging.rules,
-            keep_write_when_clean: shared.mutated(Mutant::WalkKeepsWriteWhenClean),
-            leaf_rights_only: shared.mutated(Mutant::LeafRightsOnly),
-        };
+        let context = shared.walk_context(paging);
         let rules = paging.rules;
         let start = if context.mode == PagingMode::Pae { self.pdptrs[gva.gib()] } else { self.regs.cr3 };
         let mut found = match walk(&shared.memory, &context, start, gva, kind, flags) {
@@ -174,14 +167,7 @@ mod tests {
 
     fn found(shared: &Shared, vcpu: &Vcpu) -> GuestWalk {
         let paging = vcpu.cx.paging.unwrap();
-        let context = WalkContext {
-            mode: paging.mode,
-            largest: paging.largest,
-            reserved: &paging.reserved,
-            rules: paging.rules,
-            keep_write_when_clean: false,
-            leaf_rights_only: false,
-        };
+        let context = shared.walk_context(&paging);
         walk(&shared.memory, &context, vcpu.regs.cr3, GVA, AccessKind::Read, AccessFlags::USER).unwrap()
     }
 

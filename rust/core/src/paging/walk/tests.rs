@@ -3,7 +3,10 @@
 use std::{cell::RefCell, collections::HashMap};
 
 use super::*;
-use crate::regs::ControlRegs;
+use crate::{
+    paging::{PTE_LARGE, PermissionRules, ReservedBits},
+    regs::ControlRegs,
+};
 
 /// Guest memory as a map of words; frames of 2^20 and above are in no slot.
 #[derive(Default)]
@@ -13,8 +16,14 @@ struct Words {
 }
 
 impl TableMemory for Words {
-    fn read_entry(&self, gpa: Gpa) -> Option<u64> {
-        (gpa.gfn().get() < 1 << 20).then(|| self.words.borrow().get(&gpa.get()).copied().unwrap_or(0))
+    type Place<'a> = (&'a Self, Gpa);
+
+    fn place(&self, gpa: Gpa) -> Option<(&Self, Gpa)> {
+        (gpa.gfn().get() < 1 << 20).then_some((self, Gpa::new(gpa.get() & !7)))
+    }
+
+    fn load((memory, at): (&Self, Gpa)) -> u64 {
+        memory.words.borrow().get(&at.get()).copied().unwrap_or(0)
     }
 
     fn update_entry(&self, gpa: Gpa, old: u64, new: u64) -> bool {
@@ -28,10 +37,6 @@ impl TableMemory for Words {
             *word = new;
         }
         same
-    }
-
-    fn read_half(&self, gpa: Gpa) -> Option<u32> {
-        self.read_entry(Gpa::new(gpa.get() & !7)).map(|word| (word >> ((gpa.get() & 4) * 8)) as u32)
     }
 
     fn update_half(&self, gpa: Gpa, old: u32, new: u32) -> bool {
@@ -223,8 +228,8 @@ fn e102_32_bit_tables_of_4_byte_entries_with_and_without_pse() {
         let context = narrow(PagingMode::Bits32, pse);
         let found = walk(&memory, &context, 16 << 12, NARROW, AccessKind::Write, AccessFlags::USER).unwrap();
         assert_eq!(found.gfn, Gfn::new(target), "{pde:#x}");
-        let entry = memory.read_half(Pte32::entry_gpa(Gfn::new(16), Level::PD, NARROW)).unwrap();
-        assert_eq!(u64::from(entry) & !pde, PTE_ACCESSED | if found.leaf_level == Level::PD { PTE_DIRTY } else { 0 });
+        let entry = Pte32::read(&memory, Pte32::entry_gpa(Gfn::new(16), Level::PD, NARROW)).unwrap();
+        assert_eq!(entry & !pde, PTE_ACCESSED | if found.leaf_level == Level::PD { PTE_DIRTY } else { 0 });
     }
     // Without CR4.PSE bit 7 of a directory entry means nothing.
     let memory = narrow_tables(PagingMode::Bits32, 32 << 12 | PTE_LARGE | 7);
