@@ -8,35 +8,25 @@ whose codes are beyond doubt (:func:`_find_error_code`).
 """
 
 import ctypes
-import struct
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final
 
 import numpy as np
+from tests.unicorn.modes import DATA, HIGH, MEMORY, PSE36, ROOT, TABLES, Mode, Paging
 
-__all__ = ["CODE_SLOT", "DATA", "MEMORY", "TABLES", "UNIT", "Judge", "Mode", "Seen"]
+__all__ = ["UNIT", "Judge", "Seen"]
 
 # Typed in part only: taken as a whole for untyped.
 unicorn: Any = import_module("unicorn")
 x86: Any = import_module("unicorn.x86_const")
 
-MEMORY: Final = 4 << 20
-"""Bytes of physical memory, from 0 on."""
-TABLES: Final = 24
-"""Frames 1 to 24 are for the tables of a case; frame 1 is the root."""
-DATA: Final = 0x40000
-"""Data lies from here to the end of memory."""
 UNIT: Final = 16
 """Each unit of data is `mov eax, <its own physical address>`, a jump to itself and nops: fetched or read, it tells where it is."""
-CODE_SLOT: Final = 0x1F0
-"""The entry of the root through which the instructions are mapped."""
 _CODE_TABLE: Final = 0x20000
 _SUPERVISOR_CODE, _USER_CODE = 0x24000, 0x25000
-_READ, _WRITE, _SYSRET, _END = 0, 0x100, 0x200, 0xF00
-_EFER, _STAR = 0xC0000080, 0xC0000081
-_CR0, _CR4, _LMA_LME_SCE, _NXE = 0x80000033, 0x30, 0x501, 0x800
-_LA57: Final = 1 << 12
+_READ, _WRITE, _LEAVE, _MORE, _END = 0, 0x100, 0x200, 0x300, 0xF00
+_EFER, _STAR, _SYSENTER_CS = 0xC0000080, 0xC0000081, 0x174
 _AC: Final = 1 << 18
 _PAGE_FAULT: Final = 14
 _MARK: Final = 0xC3
@@ -44,35 +34,11 @@ _NOP: Final = 0x90
 
 
 @dataclass(frozen=True, slots=True)
-class Mode:
-    """The registers of an access."""
-
-    wp: bool
-    nx: bool
-    smep: bool
-    smap: bool
-    ac: bool
-    levels: int = 4
-
-    @property
-    def cr0(self) -> int:
-        """CR0."""
-        return _CR0 | self.wp << 16
-
-    @property
-    def cr4(self) -> int:
-        """CR4."""
-        return _CR4 | (self.levels == 5) * _LA57 | self.smep << 20 | self.smap << 21
-
-    @property
-    def efer(self) -> int:
-        """EFER."""
-        return _LMA_LME_SCE | self.nx * _NXE
-
-
-@dataclass(frozen=True, slots=True)
 class Seen:
-    """What came of an access: the physical address that it reached, or a page fault's error code and CR2."""
+    """What came of an access: the physical address that it reached, or a page fault's error code and CR2.
+
+    All three are ``None`` if the registers could not be set for it: MOV to CR3 faults with #GP.
+    """
 
     reached: int | None
     error_code: int | None
@@ -84,68 +50,86 @@ class Judge:
 
     Parameters
     ----------
-    levels : {4, 5}
-        Levels of the tables.
+    paging : Paging
+        The mode that it stays in.
 
     """
 
-    def __init__(self, levels: int) -> None:
-        self.levels = levels
-        top = 12 + 9 * (levels - 1)
-        self._code = CODE_SLOT << top | (1 << 64) - (1 << top + 9)  # the slot is in the upper half
-        self._uc: Any = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+    def __init__(self, paging: Paging) -> None:
+        self.paging = paging
+        self._code = self._code_address()
+        mode = unicorn.UC_MODE_64 if paging.long else unicorn.UC_MODE_32
+        self._uc: Any = unicorn.Uc(unicorn.UC_ARCH_X86, mode)
         self._uc.ctl_set_cpu_model(x86.UC_CPU_X86_ICELAKE_SERVER)
-        self._uc.mem_map(0, MEMORY)
         self._faults: list[tuple[int, int, bytes]] = []
         self._uc.hook_add(unicorn.UC_HOOK_INTR, self._interrupt)
+        self._more = _MORE
+        self._write_data()
+        self._write_code()
+        # A and D are set, so that the instructions' own walk changes nothing.
+        self._uc.mem_write(ROOT, bytes(TABLES << 12))
+        if paging.levels:
+            self.store(ROOT + paging.entry_bytes * paging.code_slot, self.code_entry)
+        self._supervisor = self._start()
+        self._user = self._enter_user_mode()
+        self._code_at = self._find_error_code() if paging.levels else None
+
+    def _code_address(self) -> int:
+        """Return the linear address of the instructions."""
+        if not self.paging.levels:
+            return _SUPERVISOR_CODE
+        top = self.paging.shift(self.paging.levels)
+        address = self.paging.code_slot << top
+        return address | (1 << 64) - (1 << top + 9) if self.paging.long else address
+
+    @property
+    def code_entry(self) -> int:
+        """What the root must have at ``Paging.code_slot``."""
+        return _CODE_TABLE | (1 if self.paging.pae else 0x67)
+
+    def _write_data(self) -> None:
+        """Write the units of all memory: addresses above 4 GiB are told in bits 31:24."""
         units = np.full((MEMORY // UNIT, UNIT), _NOP, np.uint8)
         units[:, 0] = 0xB8
         # A jump ends what the judge translates at once: else it would read on into the next page, and may fault there.
         units[:, 5:7] = (0xEB, 0xFE)
-        units[:, 1:5] = np.arange(0, MEMORY, UNIT, dtype="<u4").view(np.uint8).reshape(-1, 4)
-        self._uc.mem_write(DATA, units[DATA // UNIT :].tobytes())
-        self._write_code()
-        # A and D are set, so that the instructions' own walk changes nothing.
-        self._uc.mem_write(0x1000, bytes(TABLES << 12))
-        self._uc.mem_write(0x1000 + 8 * CODE_SLOT, self.code_entry.to_bytes(8, "little"))
-        self._supervisor = self._start()
-        self._user = self._enter_user_mode()
-        self._code_at = self._find_error_code()
-        self.maxphyaddr = self._find_maxphyaddr()
-
-    @property
-    def code_entry(self) -> int:
-        """What the root must have at ``CODE_SLOT``."""
-        return _CODE_TABLE | 0x67
+        for base in (0, PSE36, *HIGH):
+            addresses = np.arange(0, MEMORY, UNIT, dtype="<u4") | np.uint32(base >> 32 << 24)
+            units[:, 1:5] = addresses.view(np.uint8).reshape(-1, 4)
+            self._uc.mem_map(base, MEMORY)
+            first = 0 if base else DATA
+            self._uc.mem_write(base + first, units[first // UNIT :].tobytes())
 
     def _write_code(self) -> None:
         """Write the tables below the root and two pages of instructions: for the supervisor, and for user mode."""
-        for below in range(self.levels - 2):
-            self._uc.mem_write(_CODE_TABLE + (below << 12), struct.pack("<Q", _CODE_TABLE + (below + 1 << 12) | 0x67))
-        self._uc.mem_write(
-            _CODE_TABLE + (self.levels - 2 << 12), struct.pack("<QQ", _SUPERVISOR_CODE | 0x63, _USER_CODE | 0x67)
-        )
+        lowest = max(self.paging.levels - 2, 0)
+        for below in range(lowest):
+            self.store(_CODE_TABLE + (below << 12), _CODE_TABLE + (below + 1 << 12) | 0x67)
+        if self.paging.levels:
+            self.store(_CODE_TABLE + (lowest << 12), _SUPERVISOR_CODE | 0x63)
+            self.store(_CODE_TABLE + (lowest << 12) + self.paging.entry_bytes, _USER_CODE | 0x67)
+        # `sysretq`, `sysexit`: no descriptor tables are needed.
+        leave = b"\x48\x0f\x07" if self.paging.long else b"\x0f\x35"
         for page in (_SUPERVISOR_CODE, _USER_CODE):
             self._uc.mem_write(page, bytes([_NOP]) * 4096)
             self._uc.mem_write(page + _READ, b"\x8b\x03")  # mov eax, [rbx]
             self._uc.mem_write(page + _WRITE, b"\x88\x03")  # mov [rbx], al
-            self._uc.mem_write(page + _SYSRET, b"\x48\x0f\x07")  # sysretq
+            self._uc.mem_write(page + _LEAVE, leave)
 
     def _start(self) -> Any:  # noqa: ANN401  unicorn's context has no type
-        uc = self._uc
-        mode = Mode(wp=False, nx=True, smep=False, smap=False, ac=False, levels=self.levels)
-        uc.reg_write(x86.UC_X86_REG_CR4, mode.cr4)
-        uc.msr_write(_EFER, mode.efer)
-        uc.msr_write(_STAR, 0x23 << 48 | 8 << 32)
-        uc.reg_write(x86.UC_X86_REG_CR3, 0x1000)
-        uc.reg_write(x86.UC_X86_REG_CR0, mode.cr0)
-        return uc.context_save()
+        self._set_registers(Mode(self.paging, wp=False))
+        self._uc.msr_write(_STAR, 0x23 << 48 | 8 << 32)
+        self._uc.msr_write(_SYSENTER_CS, 8)
+        return self._uc.context_save()
 
     def _enter_user_mode(self) -> Any:  # noqa: ANN401  the same
         """Enter CPL 3 as a kernel does; without SMEP, for the end address is looked up at both levels."""
-        self._uc.reg_write(x86.UC_X86_REG_RCX, self._code + 0x1000)
-        self._uc.reg_write(x86.UC_X86_REG_R11, 0x202)
-        self._uc.emu_start(self._code + _SYSRET, self._code + 0x1000 + _END, count=1)
+        if self.paging.long:
+            self._uc.reg_write(x86.UC_X86_REG_RCX, self._code + 0x1000)
+            self._uc.reg_write(x86.UC_X86_REG_R11, 0x202)
+        else:
+            self._uc.reg_write(x86.UC_X86_REG_EDX, self._code + 0x1000)
+        self._uc.emu_start(self._code + _LEAVE, self._code + 0x1000 + _END, count=1)
         assert self._uc.reg_read(x86.UC_X86_REG_CS) & 3 == 3
         assert not self._faults
         return self._uc.context_save()
@@ -158,18 +142,16 @@ class Judge:
 
     def _find_error_code(self) -> int:
         """Return where in a saved context the error code is: the one word that is right for eight known faults."""
-        mode = Mode(wp=True, nx=True, smep=True, smap=True, ac=False, levels=self.levels)
-        path = {at << 12: (at + 1 << 12) | 0x67 for at in range(1, self.levels)}
+        mode = Mode(self.paging, smep=True, smap=True)
         known = []
         # Entry of the page, access, user, error code.
         for entry, kind, user, code in (
             (0, "read", False, 0), (0, "write", False, 2), (0, "read", True, 4), (0, "fetch", True, 0x14),
             (DATA | 1, "write", False, 3), (DATA | 3, "write", True, 7), (DATA | 7, "read", False, 1),
-            (DATA | 7 | 1 << 63, "fetch", True, 0x15),
+            (DATA | 7, "fetch", False, 0x11),
         ):  # fmt: skip
-            for table, leads in {**path, self.levels << 12: entry}.items():
-                self.store(table, leads)
-            self._run(mode, 0, kind, user=user)
+            self.map_first_page(entry)
+            self.run(mode, 0, kind, user=user)
             ((number, _, saved),) = self._faults
             assert number == _PAGE_FAULT
             known.append((np.frombuffer(saved[: len(saved) & ~3], "<u4"), code))
@@ -177,48 +159,82 @@ class Judge:
         (place,) = np.flatnonzero((words == codes[:, None]).all(axis=0))
         return 4 * int(place)
 
-    def _find_maxphyaddr(self) -> int:
-        """Return MAXPHYADDR: from this bit on an address bit is reserved."""
-        mode = Mode(wp=True, nx=True, smep=False, smap=False, ac=False, levels=self.levels)
-        refused = []
-        for bit in range(32, 52):
-            self.store(self.levels << 12, 1 << bit | DATA | 3)
-            self._run(mode, 0, "fetch", user=False, may_leave_memory=True)
-            refused.append(bool(self._faults) and self._error_code() == 0x19)
-        first = refused.index(True)
-        assert refused == [bit >= first for bit in range(20)]
-        self.store(self.levels << 12, 0)
-        return 32 + first
+    def refuses_address_bit(self, bit: int) -> bool:
+        """Whether an entry of a page that sets this address bit faults with RSVD."""
+        self.map_first_page(1 << bit | DATA | 3)
+        self.run(Mode(self.paging), 0, "fetch", user=False, may_leave_memory=True)
+        return bool(self._faults) and self._error_code() == 0x19
+
+    def map_first_page(self, entry: int) -> None:
+        """Make the first entry of each of the first tables lead to the next one, and that of the last be ``entry``."""
+        top = self.paging.levels
+        for at in range(1, top):
+            link = (at + 1 << 12) | (1 if self.paging.pae and at == 1 else 0x67)
+            self.store(at << 12, link)
+        self.store(top << 12, entry)
 
     def _error_code(self) -> int:
         ((_, _, saved),) = self._faults
+        assert self._code_at is not None
         return int.from_bytes(saved[self._code_at : self._code_at + 4], "little")
 
-    def store(self, gpa: int, word: int) -> None:
-        """Write 8 bytes of physical memory."""
-        self._uc.mem_write(gpa, word.to_bytes(8, "little"))
+    def store(self, gpa: int, entry: int) -> None:
+        """Write an entry of a table."""
+        self._uc.mem_write(gpa, entry.to_bytes(self.paging.entry_bytes, "little"))
 
     @property
     def tables(self) -> bytes:
         """The frames of the tables."""
-        return bytes(self._uc.mem_read(0x1000, TABLES << 12))
+        return bytes(self._uc.mem_read(ROOT, TABLES << 12))
 
     @tables.setter
     def tables(self, data: bytes) -> None:
-        self._uc.mem_write(0x1000, data)
+        self._uc.mem_write(ROOT, data)
 
-    def _run(self, mode: Mode, gva: int, kind: str, *, user: bool, may_leave_memory: bool = False) -> None:
-        """Execute one instruction; a write to CR3 empties the TLB, for nothing is global with CR4.PGE clear."""
-        uc = self._uc
+    def execute(self, instruction: bytes, eax: int = 0, ecx: int = 0) -> tuple[list[int], dict[str, int]]:
+        """Execute one instruction of the supervisor with the registers as they are; what interrupted it, and registers after it.
+
+        It stays as it is for the next access ``as_it_is``.
+        """
+        # Each at a place of its own: the emulator keeps what it translated.
+        at, self._more = self._more, self._more + 16
+        assert at < _END
+        self._uc.mem_write(_SUPERVISOR_CODE + at, instruction)
         self._faults.clear()
-        uc.context_restore(self._user if user else self._supervisor)
-        uc.reg_write(x86.UC_X86_REG_CR0, mode.cr0)
+        for register, value in ((x86.UC_X86_REG_RAX, eax), (x86.UC_X86_REG_RCX, ecx), (x86.UC_X86_REG_RDX, 0)):
+            self._uc.reg_write(register, value)
+        self._uc.emu_start(self._code + at, self._code + _END, count=1)
+        names = ("EAX", "EBX", "ECX", "EDX", "CR3", "CR4")
+        after = {name.lower(): self._uc.reg_read(getattr(x86, f"UC_X86_REG_{name}")) for name in names}
+        return [number for number, _, _ in self._faults], after
+
+    def begin(self, mode: Mode, cr4: int = 0) -> None:
+        """Become a supervisor in this mode, with these bits in CR4 besides."""
+        self._uc.context_restore(self._supervisor)
+        self._set_registers(mode)
+        self._uc.reg_write(x86.UC_X86_REG_CR4, mode.cr4 | cr4)
+
+    def _set_registers(self, mode: Mode) -> None:
+        """Set them in an order that a processor takes from a reset, and with paging on."""
+        uc = self._uc
         uc.reg_write(x86.UC_X86_REG_CR4, mode.cr4)
         uc.msr_write(_EFER, mode.efer)
-        uc.reg_write(x86.UC_X86_REG_CR3, 0x1000)
+        uc.reg_write(x86.UC_X86_REG_CR3, ROOT)
+        uc.reg_write(x86.UC_X86_REG_CR0, mode.cr0)
+
+    def run(
+        self, mode: Mode, gva: int, kind: str, *, user: bool, may_leave_memory: bool = False, as_it_is: bool = False
+    ) -> None:
+        """Execute one instruction; a write to CR3 empties the TLB, for nothing is global with CR4.PGE clear."""
+        uc, wide = self._uc, self.paging.long
+        self._faults.clear()
+        if not as_it_is:
+            uc.context_restore(self._user if user else self._supervisor)
+            self._set_registers(mode)
         uc.reg_write(x86.UC_X86_REG_EFLAGS, 2 | mode.ac * _AC)
-        uc.reg_write(x86.UC_X86_REG_RAX, _MARK)
-        uc.reg_write(x86.UC_X86_REG_RBX, gva + {"read": 1, "write": UNIT - 1, "fetch": 0}[kind])
+        uc.reg_write(x86.UC_X86_REG_EAX, _MARK)
+        at = gva + {"read": 1, "write": UNIT - 1, "fetch": 0}[kind]
+        uc.reg_write(x86.UC_X86_REG_RBX if wide else x86.UC_X86_REG_EBX, at)
         code = self._code + 0x1000 * user
         begin = gva if kind == "fetch" else code + (_READ if kind == "read" else _WRITE)
         try:
@@ -227,7 +243,9 @@ class Judge:
             if not may_leave_memory:
                 raise
 
-    def access(self, mode: Mode, gva: int, kind: str, *, user: bool, expected: int | None) -> Seen:
+    def access(
+        self, mode: Mode, gva: int, kind: str, *, user: bool, expected: int | None, as_it_is: bool = False
+    ) -> Seen:
         """Make one access to the unit at ``gva``.
 
         Parameters
@@ -240,15 +258,18 @@ class Judge:
             At CPL 3.
         expected : int or None
             Where a write should arrive: only there is looked for its mark, which is taken away again.
+        as_it_is : bool
+            With the registers, the TLB and the privilege level that are there: those of the access before.
 
         """
-        self._run(mode, gva, kind, user=user)
+        self.run(mode, gva, kind, user=user, as_it_is=as_it_is)
         if self._faults:
             ((number, cr2, _),) = self._faults
             assert number == _PAGE_FAULT, number
             return Seen(None, self._error_code(), cr2)
         if kind != "write":
-            return Seen(self._uc.reg_read(x86.UC_X86_REG_RAX), None, None)
+            told = self._uc.reg_read(x86.UC_X86_REG_EAX)
+            return Seen(told & 0xFFFFFF | told >> 24 << 32, None, None)
         if expected is None or self._uc.mem_read(expected + UNIT - 1, 1)[0] != _MARK:
             return Seen(-1, None, None)
         self._uc.mem_write(expected + UNIT - 1, bytes([_NOP]))
