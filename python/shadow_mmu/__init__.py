@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from shadow_mmu._native import Vcpu, __version__
     from shadow_mmu.config import VmConfig
+    from shadow_mmu.cpu import CpuModel
     from shadow_mmu.dumps import MemoryDump, open_dump
     from shadow_mmu.errors import (
         BrokenError,
@@ -54,6 +55,7 @@ __all__ = [
     "BrokenError",
     "ClosedError",
     "ConfigError",
+    "CpuModel",
     "DumpError",
     "ForkedError",
     "GeneralProtection",
@@ -105,6 +107,7 @@ __all__ = [
 _HOMES = {
     "_native": ("Vcpu", "__version__"),
     "config": ("VmConfig",),
+    "cpu": ("CpuModel",),
     "dumps": ("MemoryDump", "open_dump"),
     "errors": (
         "BrokenError",

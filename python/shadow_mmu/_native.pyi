@@ -5,6 +5,7 @@ from typing import Any, final
 
 from typing_extensions import Buffer
 
+from shadow_mmu.cpu import CpuModel
 from shadow_mmu.types import MmioExit
 
 __version__: str
@@ -59,7 +60,7 @@ class Vm:
         vcpus: int,
         policy: str,
         tlb_entries: int,
-        maxphyaddr: int,
+        cpu: CpuModel,
         trace: bool,
         lock_times: bool,
         cr3_times: bool,

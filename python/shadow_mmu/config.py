@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, SupportsIndex
 
+from shadow_mmu.checks import shown, whole
+from shadow_mmu.cpu import DEFAULT_CPU, CpuModel
 from shadow_mmu.errors import ConfigError, MemoryRangeError
 from shadow_mmu.policy import Policy
 from shadow_mmu.types import MAX_VCPUS, Memslot
@@ -36,29 +38,6 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ConfigError(f"no size {text!r}: expected a number and one of B, KiB, MiB, GiB, TiB")
     return int(match[1]) << _SHIFT[(match[2] or "B")[0]]
-
-
-def whole(name: str, value: object, low: int, high: int) -> int:
-    """Return ``value`` as an int if it is a whole number in ``low..high``.
-
-    Raises
-    ------
-    ConfigError
-        It is not.
-
-    """
-    if isinstance(value, SupportsIndex) and not isinstance(value, bool):
-        number = operator.index(value)
-        if low <= number <= high:
-            return number
-    raise ConfigError(f"{name} is {shown(value)}: expected a whole number from {low:,} to {high:,}")
-
-
-def shown(value: object) -> str:
-    """Return the text of a value for an error. Python refuses to write integers of thousands of digits."""
-    if isinstance(value, int) and value.bit_length() > 1024:
-        return f"an integer of {value.bit_length():,} bits"
-    return repr(value)
 
 
 def memslots(memory: object, maxphyaddr: int = 46) -> tuple[Memslot, ...]:
@@ -96,7 +75,7 @@ class VmConfig:
 
     Parameters
     ----------
-    memory, vcpus, policy, tlb_entries, maxphyaddr, trace, lock_times, lock_watch
+    memory, vcpus, policy, tlb_entries, cpu, trace, lock_times, lock_watch
         As for :class:`~shadow_mmu.Vm`.
 
     Attributes
@@ -116,7 +95,7 @@ class VmConfig:
     vcpus: int
     policy: Policy
     tlb_entries: int
-    maxphyaddr: int
+    cpu: CpuModel
     trace: bool
     lock_times: bool
     lock_watch: bool
@@ -128,18 +107,19 @@ class VmConfig:
         vcpus: int = 2,
         policy: Policy | str = "lru:3",
         tlb_entries: int = 1536,
-        maxphyaddr: int = 46,
+        cpu: CpuModel = DEFAULT_CPU,
         trace: bool = False,
         lock_times: bool = False,
         lock_watch: bool = False,
     ) -> None:
-        width = whole("maxphyaddr", maxphyaddr, 36, 52)
+        if not isinstance(cpu, CpuModel):
+            raise ConfigError(f"cpu is {shown(cpu)}: expected a CpuModel")
         values = {
             "policy": policy if isinstance(policy, Policy) else Policy.parse(policy),
             "vcpus": whole("vcpus", vcpus, 1, MAX_VCPUS),
             "tlb_entries": whole("tlb_entries", tlb_entries, 0, MAX_TLB_ENTRIES),
-            "maxphyaddr": width,
-            "memory": memslots(memory, width),
+            "cpu": cpu,
+            "memory": memslots(memory, cpu.maxphyaddr),
             "trace": bool(trace),
             "lock_times": bool(lock_times),
             "lock_watch": bool(lock_watch),

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
+from shadow_mmu.cpu import CpuModel
 from shadow_mmu.errors import ConfigError, ShadowMmuError
 from shadow_mmu.model import LegalTranslations, Machine, Outcome
 from shadow_mmu.model.ops import OP_RECORD
@@ -58,9 +59,7 @@ class ModelSubject:
     """The reference model as a subject; ``kind`` may be a subclass with a planted difference."""
 
     def __init__(self, config: MachineConfig, kind: type[Machine] = Machine) -> None:
-        self.machine = kind(
-            config.slots, config.vcpus, config.policy, config.tlb_entries, config.maxphyaddr, trace=True
-        )
+        self.machine = kind(config.slots, config.vcpus, config.policy, config.tlb_entries, config.cpu, trace=True)
         self.state_words, self.take_trace, self.audit = (
             self.machine.state_words,
             self.machine.take_trace,
@@ -89,7 +88,7 @@ class NativeSubject:
             policy=policy.name,
             **policy.options,
             tlb_entries=config.tlb_entries,
-            maxphyaddr=config.maxphyaddr,
+            cpu=config.cpu,
             trace=True,
             lock_times=False,
             cr3_times=False,
@@ -149,7 +148,7 @@ def compare(
     """
     one, two = left(stream.config), right(stream.config)
     config = stream.config
-    legal = LegalTranslations(config.slots, config.vcpus, config.maxphyaddr) if oracle else None
+    legal = LegalTranslations(config.slots, config.vcpus, config.cpu) if oracle else None
     pages = np.array(stream.pages, _WORD).reshape(-1, 512)
     last = len(stream.ops) - 1
     for index, op in enumerate(stream.ops):
@@ -265,6 +264,7 @@ def load_stream(path: Path) -> Stream:
         config = raw["config"]
         config["slots"] = tuple((gpa, length) for gpa, length in config["slots"])
         ops = tuple(Op(OpKind[name], *fields) for name, *fields in raw["ops"])
+        config["cpu"] = CpuModel(**config["cpu"])
         return Stream(MachineConfig(**config), ops, tuple(map(_dense, raw["pages"])))
     except (OSError, KeyError, TypeError, ValueError, IndexError) as error:
         raise ConfigError(f"{path}: not a stream of operations ({error})") from error

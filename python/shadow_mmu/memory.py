@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, SupportsIndex
 import numpy as np
 
 from shadow_mmu import _native
-from shadow_mmu.config import whole
+from shadow_mmu.checks import whole
 from shadow_mmu.errors import ConfigError, MemoryRangeError
 from shadow_mmu.types import MAX_GUEST_BYTES, Memslot
 

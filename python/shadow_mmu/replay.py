@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 import numpy as np
 
+from shadow_mmu.cpu import DEFAULT_CPU
 from shadow_mmu.errors import ConfigError
 from shadow_mmu.history import split_legal
 from shadow_mmu.policy import Policy
@@ -144,7 +145,7 @@ def _replay_native(
         policy=policy.name,
         **policy.options,
         tlb_entries=1536,
-        maxphyaddr=46,
+        cpu=DEFAULT_CPU,
         trace=False,
         lock_times=options.lock_times,
         cr3_times=True,

@@ -15,6 +15,7 @@ import numpy as np
 
 from shadow_mmu import _native
 from shadow_mmu.config import VmConfig
+from shadow_mmu.cpu import DEFAULT_CPU, CpuModel
 from shadow_mmu.errors import ConfigError, ProgramError
 from shadow_mmu.memory import Memory
 from shadow_mmu.ops import NO_PAGES, OUTCOME, TRACE, Pages, Program, check_pages, validate
@@ -41,8 +42,8 @@ class Vm:
         what the mmu_lock is, with ``,link=ORDER`` how an unsync page is linked (:class:`~shadow_mmu.policy.Policy`).
     tlb_entries : int
         Size of each vCPU's software TLB; 0 keeps nothing.
-    maxphyaddr : int
-        Guest-physical address width, 36 to 52.
+    cpu : CpuModel
+        What processor each vCPU is (:class:`~shadow_mmu.cpu.CpuModel`).
     trace : bool
         Keep the events of the shadow MMU for :meth:`trace`.
     lock_times : bool
@@ -78,7 +79,7 @@ class Vm:
         vcpus: int = 2,
         policy: "Policy | str" = "lru:3",
         tlb_entries: int = 1536,
-        maxphyaddr: int = 46,
+        cpu: CpuModel = DEFAULT_CPU,
         trace: bool = False,
         lock_times: bool = False,
         lock_watch: bool = False,
@@ -89,7 +90,7 @@ class Vm:
                 vcpus=vcpus,
                 policy=policy,
                 tlb_entries=tlb_entries,
-                maxphyaddr=maxphyaddr,
+                cpu=cpu,
                 trace=trace,
                 lock_times=lock_times,
                 lock_watch=lock_watch,
@@ -124,7 +125,7 @@ class Vm:
             policy=config.policy.name,
             **config.policy.options,
             tlb_entries=config.tlb_entries,
-            maxphyaddr=config.maxphyaddr,
+            cpu=config.cpu,
             trace=config.trace,
             lock_times=config.lock_times,
             lock_watch=config.lock_watch,

@@ -19,6 +19,7 @@ from shadow_mmu import (
     Vm,
     ops,
 )
+from shadow_mmu.cpu import CpuModel
 
 NONSENSE: list[tuple[dict[str, Any], type[ShadowMmuError], str]] = [
     ({"vcpus": 0}, ConfigError, "vcpus is 0"),
@@ -29,8 +30,7 @@ NONSENSE: list[tuple[dict[str, Any], type[ShadowMmuError], str]] = [
     ({"vcpus": None}, ConfigError, "vcpus is None"),
     ({"tlb_entries": -1}, ConfigError, "tlb_entries is -1"),
     ({"tlb_entries": 1 << 40}, ConfigError, "tlb_entries is"),
-    ({"maxphyaddr": 35}, ConfigError, "maxphyaddr is 35"),
-    ({"maxphyaddr": 53}, ConfigError, "maxphyaddr is 53"),
+    ({"cpu": 46}, ConfigError, "cpu is 46: expected a CpuModel"),
     ({"policy": "lru:17"}, ConfigError, "lru:17"),
     ({"policy": "lru:-1"}, ConfigError, "lru:-1"),
     ({"policy": None}, ConfigError, "None"),
@@ -48,7 +48,7 @@ NONSENSE: list[tuple[dict[str, Any], type[ShadowMmuError], str]] = [
     ({"memory": []}, ConfigError, r"\[\]"),
     ({"memory": [(0, 4096)]}, ConfigError, "list of Memslot"),
     ({"memory": [Memslot(0, 8192), Memslot(4096, 4096)]}, MemoryRangeError, "overlaps"),
-    ({"memory": [Memslot(1 << 36, 4096)], "maxphyaddr": 36}, MemoryRangeError, "36-bit"),
+    ({"memory": [Memslot(1 << 36, 4096)], "cpu": CpuModel(maxphyaddr=36)}, MemoryRangeError, "36-bit"),
 ]
 
 

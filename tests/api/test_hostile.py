@@ -24,6 +24,7 @@ from shadow_mmu import (
     ops,
     replay_recording,
 )
+from shadow_mmu.cpu import CpuModel
 
 
 class Index:
@@ -60,7 +61,7 @@ INDEX_CALLS: list[Callable[[Vm, Any], object]] = [
     lambda vm, value: vm.vcpus[0].write_cr3(value),
     lambda _vm, value: VmConfig(SIZE, vcpus=value),
     lambda _vm, value: VmConfig(SIZE, tlb_entries=value),
-    lambda _vm, value: VmConfig(SIZE, maxphyaddr=value),
+    lambda _vm, value: CpuModel(maxphyaddr=value),
     lambda _vm, value: VmConfig(value),
 ]
 

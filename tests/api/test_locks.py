@@ -6,6 +6,7 @@ import time
 import pytest
 
 from shadow_mmu import ClosedError, ConfigError, LockUser, Policy, Vm
+from shadow_mmu.cpu import DEFAULT_CPU
 from shadow_mmu.policy import LOCK_KINDS, LockKind
 from shadow_mmu.workloads.kpti import kpti_pingpong
 
@@ -55,7 +56,7 @@ def test_the_core_itself_refuses_an_unknown_kind_of_lock() -> None:
             vcpus=1,
             policy="seed",
             tlb_entries=0,
-            maxphyaddr=46,
+            cpu=DEFAULT_CPU,
             trace=False,
             lock_times=False,
             cr3_times=False,

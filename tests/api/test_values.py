@@ -30,6 +30,7 @@ from tests.api.guest import GVA, SIZE, boot
 
 import shadow_mmu
 from shadow_mmu import Memslot, Policy, Recording, Vm, VmConfig, errors, ops, replay_recording
+from shadow_mmu.cpu import CpuModel
 from shadow_mmu.frozen import FrozenDict
 from shadow_mmu.litmus.timeline import Timeline
 from shadow_mmu.policy import LINK_ORDERS, LOCK_KINDS
@@ -88,13 +89,14 @@ memslots = st.builds(Memslot, pages, st.integers(1, 1 << 10).map(lambda count: c
 policies = st.builds(
     Policy.lru, st.integers(0, 16), lock=st.sampled_from(LOCK_KINDS), link=st.sampled_from(LINK_ORDERS)
 ) | st.sampled_from([Policy.locked(), Policy.seed()])
+processors = st.builds(CpuModel, maxphyaddr=st.integers(36, 52), nx=st.booleans(), la57=st.booleans())
 configs = st.builds(
     VmConfig,
     st.integers(1, 1 << 20).map(lambda count: count << 12),
     vcpus=st.integers(1, 1024),
     policy=policies,
     tlb_entries=st.integers(0, 1 << 16),
-    maxphyaddr=st.integers(36, 52),
+    cpu=processors,
     trace=st.booleans(),
     lock_times=st.booleans(),
 )
@@ -135,6 +137,7 @@ BY_CLASS: dict[Any, st.SearchStrategy[Any]] = {
     Memslot: memslots,
     Policy: policies,
     VmConfig: configs,
+    CpuModel: processors,
     ops.Op: st.builds(ops.Op, st.integers(0, 15), st.integers(0, 63), st.integers(0, 3), addr=words),
 }
 

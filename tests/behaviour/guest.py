@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 from tests.behaviour.machines import AnyMachine, MachineMaker
 from tests.behaviour.state import VcpuState, vcpu_states
 
+from shadow_mmu.cpu import DEFAULT_CPU, CpuModel
 from shadow_mmu.model import Op, Outcome
 from shadow_mmu.types import OpFlag, OpKind
 from shadow_mmu.workloads.world import MachineConfig
@@ -205,10 +206,10 @@ class GuestMaker:
         vcpus: int = 1,
         memory: int = MEMORY,
         tlb_entries: int = 1536,
-        maxphyaddr: int = 46,
+        cpu: CpuModel = DEFAULT_CPU,
     ) -> Guest[AnyMachine]:
         """Return a guest without tables."""
-        config = MachineConfig(policy, vcpus, tlb_entries, maxphyaddr, ((0, memory),))
+        config = MachineConfig(policy, vcpus, tlb_entries, cpu, ((0, memory),))
         return Guest(self.machine(config), vcpus, tlb_entries)
 
     def __call__(

@@ -68,7 +68,7 @@ class NativeMachine:
             policy=policy.name,
             **policy.options,
             tlb_entries=config.tlb_entries,
-            maxphyaddr=config.maxphyaddr,
+            cpu=config.cpu,
             trace=True,
             lock_times=False,
             cr3_times=False,
@@ -89,7 +89,7 @@ MachineMaker = Callable[[MachineConfig], AnyMachine]
 
 def model(config: MachineConfig) -> Machine:
     """Make the reference model."""
-    return Machine(config.slots, config.vcpus, config.policy, config.tlb_entries, config.maxphyaddr, trace=True)
+    return Machine(config.slots, config.vcpus, config.policy, config.tlb_entries, config.cpu, trace=True)
 
 
 def native(module: ModuleType, mutant: str | None = None) -> MachineMaker:

@@ -1,6 +1,6 @@
 """Guests without long mode: their tables and registers by name."""
 
-from tests.behaviour.guest import RWU, USED, Guest, GuestMaker, P
+from tests.behaviour.guest import MEMORY, RWU, USED, Guest, GuestMaker, P
 from tests.behaviour.machines import AnyMachine
 
 from shadow_mmu.types import OpFlag, OpKind, OutcomeCode
@@ -13,10 +13,10 @@ LME, NXE = 0x100, 0x800
 DATA = 0x400000
 
 
-def narrow(guest: GuestMaker, policy: str, cr4: int, **more: int) -> Guest[AnyMachine]:
+def narrow(guest: GuestMaker, policy: str, cr4: int, *, vcpus: int = 1, memory: int = MEMORY) -> Guest[AnyMachine]:
     """Return a guest without long mode; its CR3 leads to a frame of zeroes."""
-    one = guest.bare(policy, **more)
-    for vcpu in range(more.get("vcpus", 1)):
+    one = guest.bare(policy, vcpus=vcpus, memory=memory)
+    for vcpu in range(vcpus):
         one.vcpu = vcpu
         one.host_cr(OpKind.WRITE_CR4, cr4)
         one.host_cr(OpKind.WRITE_EFER, NXE)

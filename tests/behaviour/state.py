@@ -22,6 +22,11 @@ class VcpuState:
     """The four entries of a PAE root."""
     pdptrs: tuple[int, ...]
 
+    @property
+    def registers(self) -> tuple[int, int, int, int]:
+        """CR0, CR3, CR4 and EFER."""
+        return self.cr0, self.cr3, self.cr4, self.efer
+
 
 def _vcpu(words: Iterator[int], ways: int) -> VcpuState:
     cr0, cr3, cr4, efer, requests, shut_down, pgd, hpa = islice(words, 8)

@@ -6,6 +6,7 @@ import pytest
 from tests.behaviour.guest import NX, PS, RWU, A, D, Guest, GuestMaker, P, U, W
 from tests.behaviour.machines import AnyMachine
 
+from shadow_mmu.cpu import CpuModel
 from shadow_mmu.model.constants import CR4_LA57, CR4_SMAP, CR4_SMEP, EFER_NXE
 from shadow_mmu.types import OpFlag, OpKind, OutcomeCode
 
@@ -18,7 +19,7 @@ def paged(
     guest: GuestMaker, levels: int = 4, *, memory: int = 16 << 20, maxphyaddr: int = 46
 ) -> tuple[Guest[AnyMachine], int]:
     """Return a guest of 4 or 5 levels and its root."""
-    one = guest.bare(memory=memory, maxphyaddr=maxphyaddr)
+    one = guest.bare(memory=memory, cpu=CpuModel(maxphyaddr=maxphyaddr))
     if levels == 5:
         one.host_cr(OpKind.WRITE_CR4, 0x20 | CR4_LA57)
     root = one.table()

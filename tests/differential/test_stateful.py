@@ -40,7 +40,7 @@ class CoreAndModel(RuleBasedStateMachine):
     def boot(self, policy: str, paging: str, tlb: int, seed: int) -> None:
         config = MachineConfig(policy, VCPUS, tlb)
         self.core, self.model = NativeSubject(config), ModelSubject(config)
-        self.oracle = LegalTranslations(config.slots, VCPUS, config.maxphyaddr)
+        self.oracle = LegalTranslations(config.slots, VCPUS, config.cpu)
         self.world = World(paging)
         setup, pages = self.world.setup(Random(seed))  # noqa: S311  reproducible
         self.pages = np.array(pages, "<u8")

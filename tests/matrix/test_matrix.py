@@ -10,6 +10,7 @@ from tests.matrix import sdm
 from tests.matrix.layout import DATA, DATA_BYTES, CaseSet, Tables, marked
 
 from shadow_mmu import Memslot, Vm
+from shadow_mmu.cpu import CpuModel
 from shadow_mmu.model import Machine, Op
 from shadow_mmu.ops import OP, OUTCOME, Program
 from shadow_mmu.types import OpFlag, OpKind, OutcomeCode
@@ -84,7 +85,9 @@ def check(cases: CaseSet, found: np.ndarray, verdict: sdm.Verdict, told: str) ->
 
 def machine(tables: Tables) -> Vm:
     return Vm(
-        [Memslot(0, len(tables.pages) << 12), Memslot(DATA, DATA_BYTES)], vcpus=1, maxphyaddr=tables.paging.maxphyaddr
+        [Memslot(0, len(tables.pages) << 12), Memslot(DATA, DATA_BYTES)],
+        vcpus=1,
+        cpu=CpuModel(maxphyaddr=tables.paging.maxphyaddr),
     )
 
 
@@ -118,7 +121,7 @@ def run_on_the_model(
     tables = Tables.build(paging)
     fresh = tables.image
     slots = [(0, len(tables.pages) << 12), (DATA, DATA_BYTES)]
-    model = Machine(slots, 1, "lru:3", maxphyaddr=paging.maxphyaddr)
+    model = Machine(slots, 1, "lru:3", cpu=CpuModel(maxphyaddr=paging.maxphyaddr))
     for op in settings(paging, registers):
         model.execute(op)
     ran = 0

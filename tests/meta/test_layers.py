@@ -97,7 +97,7 @@ def imported(source: str) -> set[str]:
 
 
 # What the model shares with the package: vocabulary, never behaviour.
-SHARED = ("shadow_mmu.errors", "shadow_mmu.types", "shadow_mmu.policy", "shadow_mmu.model")
+SHARED = ("shadow_mmu.cpu", "shadow_mmu.errors", "shadow_mmu.types", "shadow_mmu.policy", "shadow_mmu.model")
 
 
 def foreign(source: str) -> set[str]:

@@ -3,6 +3,7 @@
 from tests.behaviour.guest import CACHING, MEMORY, NX, PAGE, POLICIES, PS, RWU, USED, A, D, P, U, W, with_roots
 from tests.behaviour.guest import Guest as AnyGuest
 
+from shadow_mmu.cpu import DEFAULT_CPU, CpuModel
 from shadow_mmu.model import Machine
 
 __all__ = ["CACHING", "NX", "PAGE", "POLICIES", "PS", "RWU", "USED", "A", "D", "Guest", "P", "U", "W", "guest", "visit"]
@@ -17,11 +18,11 @@ class Guest(AnyGuest[Machine]):
         vcpus: int = 1,
         memory: int = MEMORY,
         *,
-        maxphyaddr: int = 46,
+        cpu: CpuModel = DEFAULT_CPU,
         tlb_entries: int = 1536,
         trace: bool = False,
     ) -> None:
-        machine = Machine([(0, memory)], vcpus, policy, tlb_entries, maxphyaddr, trace=trace)
+        machine = Machine([(0, memory)], vcpus, policy, tlb_entries, cpu, trace=trace)
         super().__init__(machine, vcpus, tlb_entries)
 
 

@@ -3,6 +3,7 @@
 import pytest
 from tests.model.support import CACHING, PAGE, POLICIES, guest, visit
 
+from shadow_mmu.cpu import CpuModel
 from shadow_mmu.model.constants import INVALID_ROOT
 from shadow_mmu.model.memory import GuestMemory
 from shadow_mmu.model.permissions import make_context
@@ -63,7 +64,7 @@ def test_e046_unload_leaves_no_valid_root(policy: str) -> None:
 def test_e105_a_changed_entry_is_not_overwritten() -> None:
     memory = GuestMemory([(0, 0x1000)], 1 << 46)
     memory.set_word(8, 5)
-    context = make_context(Registers(), 46)
+    context = make_context(Registers(), CpuModel())
     assert not compare_exchange(memory, context, 8, 4, 0x24)
     assert memory.word(8) == 5
     assert compare_exchange(memory, context, 8, 5, 0x25)

@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from shadow_mmu.cpu import DEFAULT_CPU
+
 BUILD = Path(__file__).parents[2] / "build" / "mutants" / "_native.abi3.so"
 
 
@@ -36,7 +38,7 @@ def mutant_names(mutant_build: ModuleType) -> list[str]:
             vcpus=1,
             policy="seed",
             tlb_entries=0,
-            maxphyaddr=46,
+            cpu=DEFAULT_CPU,
             trace=False,
             lock_times=False,
             cr3_times=False,

@@ -11,6 +11,7 @@ from tests.lifecycle.work import LONG
 from tests.mutants.scenarios import PANIC_VALUE
 
 from shadow_mmu import BrokenError, ops
+from shadow_mmu.cpu import DEFAULT_CPU
 from shadow_mmu.types import OpKind
 from shadow_mmu.workloads.address_space import AddressSpace, FrameAllocator
 
@@ -35,7 +36,7 @@ def broken_by(build: ModuleType, mutant: str, vcpus: int = 2) -> tuple[Any, Addr
         vcpus=vcpus,
         policy="lru:3",
         tlb_entries=64,
-        maxphyaddr=46,
+        cpu=DEFAULT_CPU,
         trace=False,
         lock_times=False,
         cr3_times=False,

@@ -9,6 +9,7 @@ from tests.unicorn.cases import Case
 from tests.unicorn.judge import Seen
 from tests.unicorn.modes import MAXPHYADDR, MEMORY, PSE36, ROOT, TABLES, Mode, Paging
 
+from shadow_mmu.cpu import CpuModel
 from shadow_mmu.model import Op
 from shadow_mmu.model.constants import GPTE_P, PFN_MASK
 from shadow_mmu.model.memory import GuestMemory
@@ -21,6 +22,8 @@ from shadow_mmu.workloads.world import MachineConfig
 SLOTS = ((0, MEMORY), (PSE36, MEMORY))
 REFUSED = Seen(None, None, None)
 """CR3 could not be loaded: #GP."""
+
+CPU = CpuModel(maxphyaddr=MAXPHYADDR)
 
 
 class Subject(Protocol):
@@ -82,7 +85,7 @@ class ModelWalk:
 
 def context_of(mode: Mode) -> Context:
     """Return the model's rules of a mode."""
-    return make_context(Registers(mode.cr0, ROOT, mode.cr4, mode.efer), MAXPHYADDR)
+    return make_context(Registers(mode.cr0, ROOT, mode.cr4, mode.efer), CPU)
 
 
 class ShadowMmu:
@@ -94,7 +97,7 @@ class ShadowMmu:
 
     def load(self, tables: bytes) -> None:
         """Begin anew with these tables."""
-        config = MachineConfig("lru:3", vcpus=1, maxphyaddr=MAXPHYADDR, slots=SLOTS)
+        config = MachineConfig("lru:3", vcpus=1, cpu=CPU, slots=SLOTS)
         self.machine = self._make(config)
         # Into the mode over a memory that is empty still: any bit of a page-directory pointer may be reserved.
         mode = Mode(self._paging)

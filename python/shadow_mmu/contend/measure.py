@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 
-from shadow_mmu.config import whole
+from shadow_mmu.checks import whole
 from shadow_mmu.contend.cells import NO_COUNTS, Counts, Group, build
 from shadow_mmu.contend.report import ContentionReport, ContentionRow
 from shadow_mmu.errors import ConfigError

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from shadow_mmu.cpu import CpuModel
 from shadow_mmu.errors import ConfigError
 from shadow_mmu.model.constants import (
     CR4_LA57,
@@ -127,19 +128,18 @@ def open_tables(
     Raises
     ------
     ConfigError
-        ``levels`` is neither 4 nor 5, ``maxphyaddr`` not 32 to 52, or ``cr3`` has a reserved bit.
+        ``levels`` is neither 4 nor 5, ``maxphyaddr`` not 36 to 52, or ``cr3`` has a reserved bit.
     DumpError
         The top table is not in the dump.
 
     """
     if levels not in (4, 5):
         raise ConfigError(f"levels {levels!r}: expected 4 or 5")
-    if not 32 <= maxphyaddr <= PHYSICAL_BITS:
-        raise ConfigError(f"maxphyaddr {maxphyaddr!r}: expected 32 to {PHYSICAL_BITS}")
+    cpu = CpuModel(maxphyaddr=maxphyaddr)
     if reason := cr3_fault(cr3, maxphyaddr):
         raise ConfigError(f"CR3 {cr3:#x}: expected {reason}")
     cr4 = CR4_PAE | (CR4_LA57 if levels == 5 else 0)
-    context = make_context(Registers(cr3=cr3, cr4=cr4, efer=EFER_LMA | EFER_LME | EFER_NXE), maxphyaddr)
+    context = make_context(Registers(cr3=cr3, cr4=cr4, efer=EFER_LMA | EFER_LME | EFER_NXE), cpu)
     if not memory.holds(cr3 & PFN_MASK, PAGE_SIZE):
         raise memory.absent(f"CR3 {cr3:#x}: its table at gpa {cr3 & PFN_MASK:#x}")
     return PageTables(memory, cr3, levels, levels_from, context)

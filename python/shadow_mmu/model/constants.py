@@ -68,7 +68,8 @@ CR4_LA57: Final = 1 << 12
 CR4_SMEP: Final = 1 << 20
 CR4_SMAP: Final = 1 << 21
 CR0_PDPTR_BITS: Final = CR0_PG | CR0_CD | CR0_NW
-CR4_ALLOWED: Final = sum(1 << bit for bit in (*range(13), 16, 18, 20, 21))
+CR4_COMMON: Final[int] = sum(1 << bit for bit in (*range(12), 16, 18))
+"""What every processor has: VME to OSXMMEXCPT, UMIP, FSGSBASE, OSXSAVE."""
 CR4_ROLE_BITS: Final = CR4_PSE | CR4_PAE | CR4_LA57 | CR4_SMEP | CR4_SMAP
 CR4_PDPTR_BITS: Final = CR4_PGE | CR4_PSE | CR4_PAE | CR4_SMEP
 """A change of one of these (and of CR0_PDPTR_BITS) loads the PDPTRs anew under PAE paging (B.3)."""
@@ -76,7 +77,7 @@ EFER_SCE: Final = 1
 EFER_LME: Final = 1 << 8
 EFER_LMA: Final = 1 << 10
 EFER_NXE: Final = 1 << 11
-EFER_ALLOWED: Final = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE
+EFER_COMMON: Final = EFER_SCE | EFER_LME | EFER_LMA
 
 # Requests, lowest first in the order of service (§6).
 REQ_FREE_OBSOLETE_ROOTS: Final = 1

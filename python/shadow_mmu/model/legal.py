@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
+from shadow_mmu.cpu import DEFAULT_CPU, CpuModel
+
 from . import constants as c
 from .memory import GuestMemory
 from .ops import GP, MMIO, OK, PAGE_FAULT, OpTuple, Outcome
@@ -38,8 +40,8 @@ class _VcpuView:
 
     __slots__ = (
         "context",
+        "cpu",
         "everything",
-        "maxphyaddr",
         "pages",
         "pdptrs",
         "registers",
@@ -48,8 +50,8 @@ class _VcpuView:
         "was_outside",
     )
 
-    def __init__(self, maxphyaddr: int) -> None:
-        self.maxphyaddr = maxphyaddr
+    def __init__(self, cpu: CpuModel) -> None:
+        self.cpu = cpu
         self.everything = 0
         """Time of the last invalidation of the whole context."""
         self.pages: dict[int, int] = {}
@@ -60,15 +62,15 @@ class _VcpuView:
         """Some walk of this vCPU may have set A and D in entries of 4 bytes."""
         self.was_outside = False
         """Some CR3 was outside memory: the vCPU may have shut down over it (E015)."""
-        self.set_registers(Registers())
+        self.set_registers(Registers.booted(cpu))
 
     def set_registers(self, registers: Registers) -> None:
         self.registers = registers
-        self.context: Context = make_context(registers, self.maxphyaddr)
+        self.context: Context = make_context(registers, self.cpu)
         # Two rights that KVM's shadow entries cannot express. EFER.NX is not in the role (efer_nx is always 1, C.1), so an
         # entry with bit 63 that was made under NX=1 stays when the bit becomes reserved. And a supervisor write under
         # CR0.WP=0 makes its entry a supervisor page, which SMAP lets through (B.5).
-        shadow = make_context(replace(registers, efer=registers.efer | c.EFER_NXE), self.maxphyaddr)
+        shadow = make_context(replace(registers, efer=registers.efer | c.EFER_NXE), self.cpu)
         self.walked_four_byte |= self.context.four_byte
         self.shadow_context = replace(shadow, smap=shadow.smap and shadow.wp)
 
@@ -115,8 +117,8 @@ class LegalTranslations:
         The memslots.
     vcpus : int
         How many vCPUs.
-    maxphyaddr : int
-        Width of guest-physical addresses.
+    cpu : CpuModel
+        What processor each vCPU is.
 
     Examples
     --------
@@ -131,9 +133,9 @@ class LegalTranslations:
 
     """
 
-    def __init__(self, slots: Iterable[tuple[int, int]], vcpus: int, maxphyaddr: int = 46) -> None:
-        self._memory = GuestMemory(slots, 1 << maxphyaddr)
-        self._vcpus = [_VcpuView(maxphyaddr) for _ in range(vcpus)]
+    def __init__(self, slots: Iterable[tuple[int, int]], vcpus: int, cpu: CpuModel = DEFAULT_CPU) -> None:
+        self._memory = GuestMemory(slots, 1 << cpu.maxphyaddr)
+        self._vcpus = [_VcpuView(cpu) for _ in range(vcpus)]
         self._clock = 0
         self._history: dict[int, list[tuple[int, int]]] = {}
         """Former values of each word: (when it was replaced, value), oldest first."""
@@ -184,11 +186,11 @@ class LegalTranslations:
             # The host may set the value that is there, which invalidates nothing.
             written = Written(replace(old, cr3=cr3), reset_context=not host or cr3 != old.cr3, load_pdptrs=pae)
         elif kind == c.WRITE_CR0:
-            written = set_cr0(old, value, host=host)
+            written = set_cr0(old, value, vcpu.cpu, host=host)
         elif kind == c.WRITE_CR4:
-            written = set_cr4(old, value, host=host)
+            written = set_cr4(old, value, vcpu.cpu, host=host)
         else:
-            written = set_efer(old, value, host=host)
+            written = set_efer(old, value, vcpu.cpu, host=host)
         assert written is not None, "a register write that ended well is legal"
         vcpu.set_registers(written.registers)
         if written.load_pdptrs:

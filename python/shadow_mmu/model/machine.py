@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
+from shadow_mmu.cpu import DEFAULT_CPU, CpuModel
 from shadow_mmu.errors import ConfigError, ProgramError
 from shadow_mmu.policy import Policy
 from shadow_mmu.types import MAX_GUEST_BYTES, MAX_VCPUS
@@ -77,8 +78,8 @@ class Machine:
         ``"locked"``, ``"seed"`` or ``"lru:N"``, with ``,lock=KIND`` where the kind of lock matters.
     tlb_entries : int
         Size of each vCPU's TLB; 0 keeps nothing.
-    maxphyaddr : int
-        Width of guest-physical addresses: 36..52.
+    cpu : CpuModel
+        What processor each vCPU is.
     trace : bool
         Keep the events for :meth:`take_trace`.
 
@@ -109,7 +110,7 @@ class Machine:
         vcpus: int,
         policy: str,
         tlb_entries: int = 1536,
-        maxphyaddr: int = 46,
+        cpu: CpuModel = DEFAULT_CPU,
         *,
         trace: bool = False,
     ) -> None:
@@ -117,12 +118,12 @@ class Machine:
             raise ConfigError(f"vcpus is {vcpus!r}: expected 1..{MAX_VCPUS}")
         if type(tlb_entries) is not int or not 0 <= tlb_entries <= _TLB_LIMIT:
             raise ConfigError(f"tlb_entries is {tlb_entries!r}: expected 0..{_TLB_LIMIT}")
-        if type(maxphyaddr) is not int or not 36 <= maxphyaddr <= 52:
-            raise ConfigError(f"maxphyaddr is {maxphyaddr!r}: expected 36..52")
+        if not isinstance(cpu, CpuModel):
+            raise ConfigError(f"cpu is {cpu!r}: expected a CpuModel")
         parsed = Policy.parse(policy)
-        memory = GuestMemory(slots, min(MAX_GUEST_BYTES, 1 << maxphyaddr))
+        memory = GuestMemory(slots, min(MAX_GUEST_BYTES, 1 << cpu.maxphyaddr))
         self.vm = SharedState(
-            memory, parsed, [Vcpu(i, parsed, maxphyaddr, Tlb(tlb_entries)) for i in range(vcpus)], trace=trace
+            memory, parsed, [Vcpu(i, parsed, cpu, Tlb(tlb_entries)) for i in range(vcpus)], trace=trace
         )
         self.memory = HypervisorMemory(self.vm)
 
@@ -189,7 +190,7 @@ class Machine:
                 return GENERAL_PROTECTION  # E012: the bit means something only with PCID
             value &= ~c.CR3_BIT63  # E011
         same = value == vcpu.registers.cr3
-        if not same and not cr3_is_legal(vcpu.registers, value, vcpu.maxphyaddr):
+        if not same and not cr3_is_legal(vcpu.registers, value, vcpu.cpu.maxphyaddr):
             return GENERAL_PROTECTION
         locks = vcpu.lock_count
         vcpu.settle_cr3_write()
@@ -214,7 +215,7 @@ class Machine:
     def set_cr3(self, vcpu: Vcpu, value: int) -> Outcome:
         """Let the host set CR3: no instruction, so no switch; the roots of another value go (KVM: set_sregs)."""
         value = value if vcpu.context.long else value & 0xFFFFFFFF
-        if not cr3_is_legal(vcpu.registers, value, vcpu.maxphyaddr):
+        if not cr3_is_legal(vcpu.registers, value, vcpu.cpu.maxphyaddr):
             return GENERAL_PROTECTION
         if vcpu.context.mode is PagingMode.PAE and not load_pdptrs(self.vm, vcpu, value):
             return GENERAL_PROTECTION
@@ -227,11 +228,11 @@ class Machine:
         """CR0, CR4 or EFER (§4)."""
         written: Written | None
         if kind == c.WRITE_CR0:
-            written = set_cr0(vcpu.registers, value, host=host)
+            written = set_cr0(vcpu.registers, value, vcpu.cpu, host=host)
         elif kind == c.WRITE_CR4:
-            written = set_cr4(vcpu.registers, value, host=host)
+            written = set_cr4(vcpu.registers, value, vcpu.cpu, host=host)
         elif kind == c.WRITE_EFER:
-            written = set_efer(vcpu.registers, value, host=host)
+            written = set_efer(vcpu.registers, value, vcpu.cpu, host=host)
         else:
             raise ProgramError(f"operation kind is {kind}: expected 0..{c.ZAP_GFN}")
         if written is None:

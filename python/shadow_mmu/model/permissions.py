@@ -6,6 +6,8 @@ The MMU *context* is what of the registers these depend on; an :class:`Access` i
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from shadow_mmu.cpu import CpuModel
+
 from .constants import (
     ACC_U,
     ACC_W,
@@ -78,8 +80,8 @@ class Access(NamedTuple):
     """SMAP does not apply: EFLAGS.AC is set and the access is explicit."""
 
 
-def make_context(registers: Registers, maxphyaddr: int) -> Context:
-    """Return the context of these registers."""
+def make_context(registers: Registers, cpu: CpuModel) -> Context:
+    """Return the context of these registers of this processor."""
     mode = registers.mode
     nx = bool(registers.efer & EFER_NXE)
     pse = bool(registers.cr4 & CR4_PSE)
@@ -91,22 +93,22 @@ def make_context(registers: Registers, maxphyaddr: int) -> Context:
         wp=paging and bool(registers.cr0 & CR0_WP),
         smep=paging and bool(registers.cr4 & CR4_SMEP),
         smap=paging and bool(registers.cr4 & CR4_SMAP),
-        reserved=_reserved_bits(mode, maxphyaddr, nx=nx, pse=pse),
+        reserved=_reserved_bits(mode, cpu, nx=nx, pse=pse),
         largest={PagingMode.NONE: 1, PagingMode.BITS32: 2 if pse else 1, PagingMode.PAE: 2}.get(mode, 3),
     )
 
 
-def _reserved_bits(mode: PagingMode, maxphyaddr: int, *, nx: bool, pse: bool) -> tuple[tuple[int, int], ...]:
+def _reserved_bits(mode: PagingMode, cpu: CpuModel, *, nx: bool, pse: bool) -> tuple[tuple[int, int], ...]:
     """Return the table of B.4 for one mode."""
     if mode is PagingMode.BITS32:
-        # PSE-36 with 36 bits, whatever MAXPHYADDR is; without PSE bit 7 means nothing.
-        return (0, 0), (0, 0), (0, _bits(21, 17) if pse else 0)
-    high = _bits(62 if mode is PagingMode.PAE else 51, maxphyaddr) | (0 if nx else GPTE_NX)
+        # PSE-36 is of 36 bits, whatever MAXPHYADDR is; without PSE bit 7 means nothing.
+        return (0, 0), (0, 0), (0, _bits(21, 17 if cpu.pse36 else 13) if pse else 0)
+    high = _bits(62 if mode is PagingMode.PAE else 51, cpu.maxphyaddr) | (0 if nx else GPTE_NX)
     two_levels = (0, 0), (high, high), (high, high | _bits(20, 13))
     if mode is PagingMode.PAE:
         return two_levels
     upper = (high, high | GPTE_PS)
-    return *two_levels, (high, high | _bits(29, 13)), upper, upper
+    return *two_levels, (high, high | (_bits(29, 13) if cpu.gib_pages else GPTE_PS)), upper, upper
 
 
 def _bits(high: int, low: int) -> int:

@@ -5,6 +5,9 @@ A write gives a :class:`Written` (the registers after it and what it asks of the
 
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Self
+
+from shadow_mmu.cpu import CpuModel
 
 from .constants import (
     CR0_CD,
@@ -14,14 +17,15 @@ from .constants import (
     CR0_PE,
     CR0_PG,
     CR0_WP,
-    CR4_ALLOWED,
+    CR4_COMMON,
     CR4_LA57,
     CR4_PAE,
     CR4_PDPTR_BITS,
     CR4_PGE,
     CR4_ROLE_BITS,
+    CR4_SMAP,
     CR4_SMEP,
-    EFER_ALLOWED,
+    EFER_COMMON,
     EFER_LMA,
     EFER_LME,
     EFER_NXE,
@@ -49,6 +53,15 @@ class Registers:
     cr4: int = CR4_PAE
     efer: int = EFER_LMA | EFER_LME | EFER_NXE
 
+    @classmethod
+    def booted(cls, cpu: CpuModel) -> Self:
+        """Return the registers of a booted 64-bit guest on this processor."""
+        default = cls()
+        return cls(
+            cr0=default.cr0 & ~(0 if cpu.wp else CR0_WP),
+            efer=default.efer & ~(0 if cpu.nx else EFER_NXE),
+        )
+
     @property
     def mode(self) -> PagingMode:
         """The paging mode that these values select."""
@@ -70,8 +83,8 @@ class Written:
     requests: int = 0
 
 
-def set_cr0(old: Registers, value: int, *, host: bool) -> Written | None:
-    """MOV to CR0; ``host``: the register now holds this."""
+def set_cr0(old: Registers, value: int, cpu: CpuModel, *, host: bool) -> Written | None:
+    """MOV to CR0; ``host``: the register now holds this. A processor without WP ignores that bit, as the 386 does."""
     paging, was_paging = bool(value & CR0_PG), bool(old.cr0 & CR0_PG)
     if value >> 32 or (paging and not value & CR0_PE) or (value & CR0_NW and not value & CR0_CD):
         return None
@@ -80,7 +93,7 @@ def set_cr0(old: Registers, value: int, *, host: bool) -> Written | None:
             return None
         if was_paging and not paging and old.efer & EFER_LMA:
             return None  # 64-bit code runs whenever LMA is set, and it may not clear PG
-    new = _with_lma(replace(old, cr0=value | CR0_ET))
+    new = _with_lma(replace(old, cr0=value & ~(0 if cpu.wp else CR0_WP) | CR0_ET))
     changed = old.cr0 ^ new.cr0
     return Written(
         new,
@@ -90,9 +103,14 @@ def set_cr0(old: Registers, value: int, *, host: bool) -> Written | None:
     )
 
 
-def set_cr4(old: Registers, value: int, *, host: bool) -> Written | None:
+def cr4_bits(cpu: CpuModel) -> int:
+    """Return the CR4 bits that this processor has; another is #GP."""
+    return CR4_COMMON | (CR4_LA57 if cpu.la57 else 0) | (CR4_SMEP if cpu.smep else 0) | (CR4_SMAP if cpu.smap else 0)
+
+
+def set_cr4(old: Registers, value: int, cpu: CpuModel, *, host: bool) -> Written | None:
     """MOV to CR4; ``host``: the register now holds this."""
-    if value & ~CR4_ALLOWED:
+    if value & ~cr4_bits(cpu):
         return None
     changed = old.cr4 ^ value
     if not host and old.efer & EFER_LMA and (not value & CR4_PAE or changed & CR4_LA57):
@@ -112,9 +130,10 @@ def set_cr4(old: Registers, value: int, *, host: bool) -> Written | None:
     )
 
 
-def set_efer(old: Registers, value: int, *, host: bool) -> Written | None:
+def set_efer(old: Registers, value: int, cpu: CpuModel, *, host: bool) -> Written | None:
     """WRMSR to EFER; ``host``: the register now holds this."""
-    if value & ~EFER_ALLOWED or (not host and old.cr0 & CR0_PG and (old.efer ^ value) & EFER_LME):
+    allowed = EFER_COMMON | (EFER_NXE if cpu.nx else 0)
+    if value & ~allowed or (not host and old.cr0 & CR0_PG and (old.efer ^ value) & EFER_LME):
         return None
     new = replace(old, efer=value & ~EFER_LMA | old.efer & EFER_LMA)
     new = _with_lma(new) if host else new

@@ -186,7 +186,7 @@ def read_pdptrs(vm: SharedState, vcpu: Vcpu, cr3: int) -> tuple[int, ...] | None
     if not vm.memory.has(gpa >> PAGE_SHIFT):
         return None
     pdptrs = tuple(vm.memory.word(gpa + 8 * i) for i in range(4))
-    bad = any(pdptr & GPTE_P and pdptr_is_reserved(pdptr, vcpu.maxphyaddr) for pdptr in pdptrs)
+    bad = any(pdptr & GPTE_P and pdptr_is_reserved(pdptr, vcpu.cpu.maxphyaddr) for pdptr in pdptrs)
     return None if bad else pdptrs
 
 

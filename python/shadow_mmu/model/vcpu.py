@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from shadow_mmu.cpu import CpuModel
 from shadow_mmu.policy import Policy
 
 from .constants import (
@@ -104,9 +105,9 @@ class Vcpu:
 
     index: int
     policy: Policy
-    maxphyaddr: int
+    cpu: CpuModel
     tlb: Tlb
-    registers: Registers = field(default_factory=Registers)
+    registers: Registers = field(init=False)
     pdptrs: tuple[int, ...] = NO_ENTRIES
     """The four entries that PAE paging starts from, as they were when they were loaded (E101)."""
     requests: int = 0
@@ -132,12 +133,13 @@ class Vcpu:
     """By access kind << 3 | flags, filled on first use."""
 
     def __post_init__(self) -> None:
+        self.registers = Registers.booted(self.cpu)
         self.previous = [Root(WORD, INVALID_ROOT) for _ in range(self.policy.previous)]
         self.update_context()
 
     def update_context(self) -> None:
         """Derive from the registers what depends on them."""
-        self.context = make_context(self.registers, self.maxphyaddr)
+        self.context = make_context(self.registers, self.cpu)
         self.root_role = root_role(self.context)
         # Without long mode there are no other addresses: what a 32-bit instruction cannot form does not get here.
         self.canonical = (1 << self.context.address_bits - (1 if self.context.long else 0)) - 1

@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Final, Self
 
 from shadow_mmu import _native
-from shadow_mmu.config import parse_size, whole
+from shadow_mmu.checks import whole
+from shadow_mmu.config import parse_size
 from shadow_mmu.errors import ConfigError
 from shadow_mmu.policy import Policy
 from shadow_mmu.types import PAGE_SIZE

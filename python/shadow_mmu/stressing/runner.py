@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any, Final
 
 from shadow_mmu import _native
+from shadow_mmu.cpu import DEFAULT_CPU
 from shadow_mmu.errors import StuckError
 from shadow_mmu.model import LegalTranslations, Outcome
 from shadow_mmu.model.ops import OP_RECORD, Op
@@ -111,7 +112,7 @@ def machine(plan: StressPlan, native: Any, mutant: str | None = None) -> _native
         policy=plan.policy.name,
         **plan.policy.options,
         tlb_entries=1536,
-        maxphyaddr=46,
+        cpu=DEFAULT_CPU,
         trace=False,
         lock_times=plan.lock_times,
         cr3_times=False,

@@ -18,7 +18,16 @@ from shadow_mmu import ops as op
 from shadow_mmu.errors import ConfigError
 from shadow_mmu.ops import Op
 from shadow_mmu.types import PAGE_SIZE, AccessKind, OpFlag, OpKind
-from shadow_mmu.workloads.world import DATA_GFNS, LOW_BYTES, OUTSIDE, PAGINGS, WINDOW_INDEX, MachineConfig, World
+from shadow_mmu.workloads.world import (
+    DATA_GFNS,
+    LOW_BYTES,
+    OUTSIDE,
+    PAGINGS,
+    WINDOW_INDEX,
+    MachineConfig,
+    World,
+    random_processor,
+)
 
 _CR0: Final = 0x80050033
 _CR0_WP, _CR0_CD, _CR0_NW, _CR0_PG = 1 << 16, 1 << 30, 1 << 29, 1 << 31
@@ -244,7 +253,7 @@ class _Generator:
         choices: tuple[list[Op], ...] = (
             [self._access(gva ^ 1 << 61, vcpu)],
             [op.write_cr3(self._root() | _BIT63, vcpu=vcpu)],
-            [op.write_cr3(1 << self.config.maxphyaddr | self._root(), vcpu=vcpu)],
+            [op.write_cr3(1 << self.config.cpu.maxphyaddr | self._root(), vcpu=vcpu)],
             [op.write_cr0((self.cr0[vcpu] | _CR0_NW) & ~_CR0_CD, vcpu=vcpu)],
             [op.write_cr0(self.cr0[vcpu] & ~_CR0_PG, vcpu=vcpu)],
             [op.write_cr4(self.cr4[vcpu] | 1 << 17, vcpu=vcpu)],
@@ -362,9 +371,9 @@ def random_stream(
         policy=policy or rng.choice(_POLICIES),
         vcpus=vcpus,
         tlb_entries=rng.choice(_TLB_SIZES),
-        maxphyaddr=rng.choice((46, 46, 40, 52)),
+        cpu=random_processor(rng),
     )
-    world = World(paging or rng.choice(("4-level", "4-level", "5-level", "PAE", "PAE", "32-bit")), config.maxphyaddr)
+    world = World(paging or rng.choice(("4-level", "4-level", "5-level", "PAE", "PAE", "32-bit")), config.cpu)
     generator = _Generator(rng, world, config)
     made, generator.pages = world.setup(rng)
     for vcpu in range(vcpus):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
+from shadow_mmu.cpu import DEFAULT_CPU, CpuModel
 from shadow_mmu.ops import Op
 from shadow_mmu.types import PAGE_SIZE, OpKind
 
@@ -82,8 +83,15 @@ class MachineConfig:
     policy: str
     vcpus: int = 2
     tlb_entries: int = 24
-    maxphyaddr: int = 46
+    cpu: CpuModel = DEFAULT_CPU
     slots: tuple[tuple[int, int], ...] = SLOTS
+
+
+def random_processor(rng: Random) -> CpuModel:
+    """Draw a processor: mostly one that has everything, sometimes one that lacks this or that."""
+    lack = 0.15 if rng.random() < 0.3 else 0.0
+    features = {name: rng.random() >= lack for name in ("gib_pages", "pse36", "nx", "wp", "smep", "smap", "la57")}
+    return CpuModel(maxphyaddr=rng.choice((46, 46, 40, 52)), **features)
 
 
 class World:
@@ -93,15 +101,15 @@ class World:
     ----------
     paging : str
         ``4-level``, ``5-level``, ``PAE`` or ``32-bit``.
-    maxphyaddr : int
-        Bits at and above it are reserved.
+    cpu : CpuModel
+        Which bits are reserved.
 
     """
 
-    __slots__ = ("level_of", "levels", "maxphyaddr", "paging", "tables", "window")
+    __slots__ = ("cpu", "level_of", "levels", "paging", "tables", "window")
 
-    def __init__(self, paging: str = "4-level", maxphyaddr: int = 46) -> None:
-        self.paging, self.maxphyaddr = PAGINGS[paging], maxphyaddr
+    def __init__(self, paging: str = "4-level", cpu: CpuModel = DEFAULT_CPU) -> None:
+        self.paging, self.cpu = PAGINGS[paging], cpu
         self.levels = levels = self.paging.levels
         self.tables: dict[int, list[int]] = {}
         gfn = _FIRST_TABLE_GFN
@@ -164,7 +172,7 @@ class World:
         for bit, chance in _CHANCES:
             bits |= bit * (rng.random() < chance)
         if rng.random() < 0.01:
-            bits |= 1 << rng.choice((self.maxphyaddr, 51, 7))
+            bits |= 1 << rng.choice((self.cpu.maxphyaddr, 51, 7))
         return (self._target(rng, level) | bits) & ((1 << 8 * self.paging.entry_bytes) - 1)
 
     def _target(self, rng: Random, level: int) -> int:

@@ -1,10 +1,11 @@
 //! What a machine is made of: memory, vCPUs, root policy.
 
+mod cpu_model;
 mod lock_kind;
 
 use core::{fmt, str::FromStr};
 
-pub use self::lock_kind::LockKind;
+pub use self::{cpu_model::CpuModel, lock_kind::LockKind};
 use crate::{
     addr::Gpa,
     error::{Error, Result},
@@ -191,8 +192,8 @@ pub struct VmConfig {
     pub link: LinkPolicy,
     /// Entries of each vCPU's software TLB; 0 = every access walks the shadow tables.
     pub tlb_entries: usize,
-    /// Physical address width, 36..=52: higher bits are reserved in entries and in CR3.
-    pub maxphyaddr: u8,
+    /// What processor each vCPU is.
+    pub cpu: CpuModel,
     /// Record the event stream (docs/machine.md, 11).
     pub trace: bool,
     /// Time each hold of and wait for the `mmu_lock`.
@@ -214,7 +215,7 @@ impl Default for VmConfig {
             lock: LockKind::default(),
             link: LinkPolicy::default(),
             tlb_entries: DEFAULT_TLB_ENTRIES,
-            maxphyaddr: 46,
+            cpu: CpuModel::default(),
             trace: false,
             lock_times: false,
             lock_watch: false,
@@ -242,7 +243,7 @@ impl VmConfig {
         range("tlb_entries", self.tlb_entries as u64, 0, MAX_TLB_ENTRIES as u64)?;
         // All TLBs together: 256 MiB.
         range("tlb_entries of all vcpus", (self.tlb_entries * self.vcpus) as u64, 0, MAX_TLB_ENTRIES as u64 * 16)?;
-        range("maxphyaddr", u64::from(self.maxphyaddr), 36, 52)?;
+        self.cpu.validate()?;
         if self.trace {
             // A trace record names its vCPU in one byte, 255 being the host.
             range("vcpus with trace", self.vcpus as u64, 1, 255)?;

@@ -1,5 +1,7 @@
 //! Control registers of a vCPU and the rules of writing them (A.5, docs/machine.md, 4).
 
+use crate::config::CpuModel;
+
 /// CR0.PE.
 pub const CR0_PE: u64 = 1;
 /// CR0.ET, fixed to 1.
@@ -31,10 +33,10 @@ pub const EFER_LMA: u64 = 1 << 10;
 /// EFER.NXE.
 pub const EFER_NXE: u64 = 1 << 11;
 
-/// CR4 bits that this vCPU has: VME to OSXMMEXCPT, UMIP, LA57, FSGSBASE, OSXSAVE, SMEP, SMAP. No PCID, PKU, VMX or CET.
-const CR4_ALLOWED: u64 = 0x7ff | 1 << 11 | CR4_LA57 | 1 << 16 | 1 << 18 | CR4_SMEP | CR4_SMAP;
-/// EFER bits that this vCPU has: SCE, LME, LMA, NXE.
-const EFER_ALLOWED: u64 = 1 | EFER_LME | EFER_LMA | EFER_NXE;
+/// CR4 bits that every vCPU has: VME to OSXMMEXCPT, UMIP, FSGSBASE, OSXSAVE. PCID, VMX and CET none has.
+const CR4_COMMON: u64 = 0x7ff | 1 << 11 | 1 << 16 | 1 << 18;
+/// EFER bits that every vCPU has: SCE, LME, LMA.
+const EFER_COMMON: u64 = 1 | EFER_LME | EFER_LMA;
 /// CR4 bits whose change re-derives the MMU context (`KVM_MMU_CR4_ROLE_BITS`).
 const CR4_ROLE: u64 = CR4_PSE | CR4_PAE | CR4_LA57 | CR4_SMEP | CR4_SMAP;
 
@@ -120,10 +122,23 @@ pub struct ControlRegs {
     pub efer: u64,
 }
 
+/// The CR4 bits that this processor has; another is #GP.
+const fn cr4_bits(cpu: &CpuModel) -> u64 {
+    let mut bits = CR4_COMMON;
+    bits |= if cpu.la57 { CR4_LA57 } else { 0 };
+    bits |= if cpu.smep { CR4_SMEP } else { 0 };
+    bits | if cpu.smap { CR4_SMAP } else { 0 }
+}
+
+/// The EFER bits that this processor has; another is #GP.
+const fn efer_bits(cpu: &CpuModel) -> u64 {
+    EFER_COMMON | if cpu.nx { EFER_NXE } else { 0 }
+}
+
 impl Default for ControlRegs {
-    /// Long mode with paging on, as a booted 64-bit guest has it.
+    /// As a booted 64-bit guest of the default processor has them.
     fn default() -> Self {
-        Self { cr0: 0x8005_0033, cr3: 0, cr4: CR4_PAE, efer: EFER_LMA | EFER_LME | EFER_NXE }
+        Self::booted(&CpuModel::default())
     }
 }
 
@@ -133,6 +148,16 @@ fn general_protection_if(condition: bool) -> Result<(), GeneralProtection> {
 }
 
 impl ControlRegs {
+    /// Long mode with paging on, as a booted 64-bit guest of this processor has it.
+    pub const fn booted(cpu: &CpuModel) -> Self {
+        Self {
+            cr0: 0x8004_0033 | if cpu.wp { CR0_WP } else { 0 },
+            cr3: 0,
+            cr4: CR4_PAE,
+            efer: EFER_LMA | EFER_LME | if cpu.nx { EFER_NXE } else { 0 },
+        }
+    }
+
     /// The paging mode that these values select.
     pub const fn mode(&self) -> PagingMode {
         if self.cr0 & CR0_PG == 0 {
@@ -152,11 +177,11 @@ impl ControlRegs {
         self.efer & EFER_LMA != 0
     }
 
-    /// MOV to CR0.
+    /// MOV to CR0. A processor without WP ignores that bit, as the 386 does; what it cannot have else is #GP.
     ///
     /// # Errors
     /// [`GeneralProtection`]; the register keeps its value.
-    pub fn set_cr0(&mut self, value: u64, writer: Writer) -> Result<Effects, GeneralProtection> {
+    pub fn set_cr0(&mut self, value: u64, writer: Writer, cpu: &CpuModel) -> Result<Effects, GeneralProtection> {
         general_protection_if(value >> 32 != 0)?;
         general_protection_if(value & CR0_PG != 0 && value & CR0_PE == 0)?;
         general_protection_if(value & CR0_NW != 0 && value & CR0_CD == 0)?;
@@ -167,7 +192,7 @@ impl ControlRegs {
             general_protection_if(was && !now && self.efer & EFER_LMA != 0)?;
         }
         let old = *self;
-        self.cr0 = value | CR0_ET;
+        self.cr0 = (if cpu.wp { value } else { value & !CR0_WP }) | CR0_ET;
         self.update_lma();
         let changed = old.cr0 ^ self.cr0;
         Ok(Effects {
@@ -182,8 +207,8 @@ impl ControlRegs {
     ///
     /// # Errors
     /// [`GeneralProtection`]; the register keeps its value.
-    pub fn set_cr4(&mut self, value: u64, writer: Writer) -> Result<Effects, GeneralProtection> {
-        general_protection_if(value & !CR4_ALLOWED != 0)?;
+    pub fn set_cr4(&mut self, value: u64, writer: Writer, cpu: &CpuModel) -> Result<Effects, GeneralProtection> {
+        general_protection_if(value & !cr4_bits(cpu) != 0)?;
         let changed = self.cr4 ^ value;
         if writer == Writer::Guest && self.efer & EFER_LMA != 0 {
             general_protection_if(value & CR4_PAE == 0 || changed & CR4_LA57 != 0)?;
@@ -206,8 +231,8 @@ impl ControlRegs {
     ///
     /// # Errors
     /// [`GeneralProtection`]; the register keeps its value.
-    pub fn set_efer(&mut self, value: u64, writer: Writer) -> Result<Effects, GeneralProtection> {
-        general_protection_if(value & !EFER_ALLOWED != 0)?;
+    pub fn set_efer(&mut self, value: u64, writer: Writer, cpu: &CpuModel) -> Result<Effects, GeneralProtection> {
+        general_protection_if(value & !efer_bits(cpu) != 0)?;
         let lme_changed = (self.efer ^ value) & EFER_LME != 0;
         general_protection_if(writer == Writer::Guest && self.cr0 & CR0_PG != 0 && lme_changed)?;
         let old = *self;

@@ -11,8 +11,39 @@ use pyo3::{
     pybacked::PyBackedBytes,
     types::PyBytes,
 };
+use shadow_mmu::CpuModel;
 
 use crate::errors;
+
+/// A `shadow_mmu.CpuModel`.
+#[derive(FromPyObject)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one CPUID bit")]
+pub(crate) struct Processor {
+    maxphyaddr: Word,
+    gib_pages: bool,
+    pse36: bool,
+    nx: bool,
+    wp: bool,
+    smep: bool,
+    smap: bool,
+    la57: bool,
+}
+
+impl Processor {
+    /// The core's name for it. Saturating keeps a width that is out of range out of range: the core says what it accepts.
+    pub(crate) fn model(&self) -> CpuModel {
+        CpuModel {
+            maxphyaddr: u8::try_from(self.maxphyaddr.0).unwrap_or(u8::MAX),
+            gib_pages: self.gib_pages,
+            pse36: self.pse36,
+            nx: self.nx,
+            wp: self.wp,
+            smep: self.smep,
+            smap: self.smap,
+            la57: self.la57,
+        }
+    }
+}
 
 /// An address, a register value or a length: an integer in `0..2**64`.
 #[derive(Clone, Copy)]

@@ -14,7 +14,7 @@ use shadow_mmu::{
 };
 
 use crate::{
-    convert::{Records, Word, plain_bytes},
+    convert::{Processor, Records, Word, plain_bytes},
     errors,
     machine::Machine,
     report, stress,
@@ -39,7 +39,7 @@ pub(crate) struct Vm {
 #[pymethods]
 impl Vm {
     #[new]
-    #[pyo3(signature = (*, slots, vcpus, policy, tlb_entries, maxphyaddr, trace, lock_times, cr3_times, lock="queued", link="mark-first", lock_watch=false, mutant=None))]
+    #[pyo3(signature = (*, slots, vcpus, policy, tlb_entries, cpu, trace, lock_times, cr3_times, lock="queued", link="mark-first", lock_watch=false, mutant=None))]
     #[expect(
         clippy::too_many_arguments,
         clippy::needless_pass_by_value,
@@ -52,7 +52,7 @@ impl Vm {
         vcpus: Word,
         policy: &str,
         tlb_entries: Word,
-        maxphyaddr: Word,
+        cpu: Processor,
         trace: bool,
         lock_times: bool,
         cr3_times: bool,
@@ -70,7 +70,7 @@ impl Vm {
             lock: lock.parse().map_err(refuse)?,
             link: link.parse().map_err(refuse)?,
             tlb_entries: usize::try_from(tlb_entries.0).unwrap_or(usize::MAX),
-            maxphyaddr: u8::try_from(maxphyaddr.0).unwrap_or(u8::MAX),
+            cpu: cpu.model(),
             trace,
             lock_times,
             lock_watch,

@@ -27,7 +27,7 @@ pub(crate) use self::{
 
 use crate::{
     addr::{Gfn, Level, SpteRef},
-    config::{Mutant, VmConfig},
+    config::{CpuModel, Mutant, VmConfig},
     error::Result,
     health::Health,
     memory::GuestMemory,
@@ -103,16 +103,18 @@ pub(crate) struct PagingContext {
 }
 
 impl PagingContext {
-    /// The context for these registers.
-    pub(crate) fn derive(regs: &ControlRegs, maxphyaddr: u8) -> Self {
+    /// The context for these registers of this processor.
+    pub(crate) fn derive(regs: &ControlRegs, cpu: &CpuModel) -> Self {
         let mode = regs.mode();
         let rules = PermissionRules::guest(regs);
         let (nx, pse) = (regs.efer & EFER_NXE != 0, regs.cr4 & CR4_PSE != 0);
         let (reserved, largest) = match mode {
-            PagingMode::None => (ReservedBits::bits32(false), Level::PT),
-            PagingMode::Bits32 => (ReservedBits::bits32(pse), if pse { Level::PD } else { Level::PT }),
-            PagingMode::Pae => (ReservedBits::pae(maxphyaddr, nx), Level::PD),
-            PagingMode::Long4 | PagingMode::Long5 => (ReservedBits::long_mode(maxphyaddr, nx), Level::PDPT),
+            PagingMode::None => (ReservedBits::bits32(false, false), Level::PT),
+            PagingMode::Bits32 => (ReservedBits::bits32(pse, cpu.pse36), if pse { Level::PD } else { Level::PT }),
+            PagingMode::Pae => (ReservedBits::pae(cpu.maxphyaddr, nx), Level::PD),
+            PagingMode::Long4 | PagingMode::Long5 => {
+                (ReservedBits::long_mode(cpu.maxphyaddr, nx, cpu.gib_pages), Level::PDPT)
+            }
         };
         Self {
             mode,
@@ -150,7 +152,7 @@ impl MmuCx {
 impl Shared {
     pub(crate) fn new(config: VmConfig) -> Result<Self> {
         config.validate()?;
-        let memory = GuestMemory::new(&config.slots, config.maxphyaddr)?;
+        let memory = GuestMemory::new(&config.slots, config.cpu.maxphyaddr)?;
         let mut state = MmuState { trace: config.trace.then(Vec::new), ..MmuState::default() };
         for slot in memory.iter() {
             state.rmaps.add_slot(slot.base(), slot.pages())?;

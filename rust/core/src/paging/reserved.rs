@@ -15,12 +15,12 @@ const fn bits(high: u32, low: u32) -> u64 {
 }
 
 impl ReservedBits {
-    /// The masks of 64-bit entries (4- and 5-level paging, 1 GiB pages supported).
-    pub(crate) const fn long_mode(maxphyaddr: u8, nx: bool) -> Self {
+    /// The masks of 64-bit entries of 4- and 5-level paging. Without 1 GiB pages bit 7 of a PDPTE is reserved.
+    pub(crate) const fn long_mode(maxphyaddr: u8, nx: bool, gib_pages: bool) -> Self {
         let high = bits(51, maxphyaddr as u32) | if nx { 0 } else { PTE_NX };
         let mut masks = [[high; 2]; 6];
         masks[2][1] = high | bits(20, 13);
-        masks[3][1] = high | bits(29, 13);
+        masks[3][1] = high | if gib_pages { bits(29, 13) } else { PTE_LARGE };
         masks[4] = [high | PTE_LARGE; 2];
         masks[5] = [high | PTE_LARGE; 2];
         Self { masks }
@@ -34,10 +34,10 @@ impl ReservedBits {
         Self { masks }
     }
 
-    /// The masks of 32-bit paging: PSE-36 with 36 bits whatever MAXPHYADDR is; nothing without CR4.PSE, where bit 7 is ignored.
-    pub(crate) const fn bits32(pse: bool) -> Self {
+    /// The masks of 32-bit paging: PSE-36 is of 36 bits whatever MAXPHYADDR is; nothing without CR4.PSE, where bit 7 is ignored.
+    pub(crate) const fn bits32(pse: bool, pse36: bool) -> Self {
         let mut masks = [[0; 2]; 6];
-        masks[2][1] = if pse { bits(21, 17) } else { 0 };
+        masks[2][1] = if pse { bits(21, if pse36 { 17 } else { 13 }) } else { 0 };
         Self { masks }
     }
 
@@ -64,34 +64,35 @@ mod tests {
                 assert_eq!(rules.violates(1 | PTE_LARGE | 1 << bit, Level::PD), large, "large bit {bit}");
             }
             let large = PTE_LARGE | 1 << bit;
-            assert_eq!(ReservedBits::bits32(true).violates(large, Level::PD), (17..=21).contains(&bit), "4M bit {bit}");
-            assert!(!ReservedBits::bits32(false).violates(large, Level::PD));
-            assert!(!ReservedBits::bits32(true).violates(large, Level::PT));
+            for (pse36, low) in [(true, 17), (false, 13)] {
+                let rules = ReservedBits::bits32(true, pse36);
+                assert_eq!(rules.violates(large, Level::PD), (low..=21).contains(&bit), "4M bit {bit} {pse36}");
+                assert!(!rules.violates(large, Level::PT));
+                assert!(!ReservedBits::bits32(false, pse36).violates(large, Level::PD));
+            }
         }
     }
 
     /// Every bit of every level, large or not, against the table of B.4 written out once more.
     #[test]
     fn e108_each_reserved_bit_of_each_level() {
-        for maxphyaddr in [36_u8, 40, 46, 52] {
-            for nx in [false, true] {
-                let rules = ReservedBits::long_mode(maxphyaddr, nx);
-                for level in 1..=5_u8 {
-                    for large in [false, true] {
-                        for bit in 0..64_u32 {
-                            let pte = 1 | if large { PTE_LARGE } else { 0 } | 1 << bit;
-                            let is_large = pte & PTE_LARGE != 0 && level > 1;
-                            let mut reserved = (52 > bit && bit >= u32::from(maxphyaddr)) || (bit == 63 && !nx);
-                            reserved |= level >= 4 && pte & PTE_LARGE != 0;
-                            reserved |= is_large && level == 2 && (13..=20).contains(&bit);
-                            reserved |= is_large && level == 3 && (13..=29).contains(&bit);
-                            assert_eq!(
-                                rules.violates(pte, Level::new(level)),
-                                reserved,
-                                "level {level} bit {bit} large {large} width {maxphyaddr} nx {nx}"
-                            );
-                        }
-                    }
+        let settings =
+            [36_u8, 40, 46, 52].map(|width| [false, true].map(|nx| [false, true].map(|gib| (width, nx, gib))));
+        for (maxphyaddr, nx, gib_pages) in settings.into_iter().flatten().flatten() {
+            let rules = ReservedBits::long_mode(maxphyaddr, nx, gib_pages);
+            for level in 1..=5_u8 {
+                for (large, bit) in (0..64_u32).flat_map(|bit| [(false, bit), (true, bit)]) {
+                    let pte = 1 | if large { PTE_LARGE } else { 0 } | 1 << bit;
+                    let is_large = pte & PTE_LARGE != 0 && level > 1;
+                    let mut reserved = (52 > bit && bit >= u32::from(maxphyaddr)) || (bit == 63 && !nx);
+                    reserved |= level >= 4 && pte & PTE_LARGE != 0;
+                    reserved |= is_large && level == 2 && (13..=20).contains(&bit);
+                    reserved |= is_large && level == 3 && (!gib_pages || (13..=29).contains(&bit));
+                    assert_eq!(
+                        rules.violates(pte, Level::new(level)),
+                        reserved,
+                        "level {level} bit {bit} large {large} width {maxphyaddr} nx {nx} gib {gib_pages}"
+                    );
                 }
             }
         }

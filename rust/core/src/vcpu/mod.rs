@@ -51,9 +51,9 @@ pub struct Vcpu {
 
 impl Vcpu {
     pub(crate) fn new(index: usize, config: &VmConfig) -> Result<Self> {
-        let regs = ControlRegs::default();
+        let regs = ControlRegs::booted(&config.cpu);
         let mut cx = MmuCx::new(Some(index), config);
-        cx.paging = Some(PagingContext::derive(&regs, config.maxphyaddr));
+        cx.paging = Some(PagingContext::derive(&regs, &config.cpu));
         Ok(Self {
             index,
             regs,

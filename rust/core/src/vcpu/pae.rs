@@ -26,7 +26,7 @@ impl Vcpu {
     /// Reads the four PDPTRs that CR3 leads to; `None` if they are in no memslot or a present one has a reserved bit set: 63,
     /// those from MAXPHYADDR up, 8:5, 2:1 (B.3). KVM: `load_pdptrs`.
     pub(super) fn read_pdptrs(shared: &Shared, cr3: u64) -> Option<[u64; 4]> {
-        let reserved = u64::MAX << shared.config.maxphyaddr | 0x1e6;
+        let reserved = u64::MAX << shared.config.cpu.maxphyaddr | 0x1e6;
         let mut pdptrs = [0; 4];
         for (at, pdptr) in (cr3 & 0xffff_ffe0..).step_by(8).zip(&mut pdptrs) {
             *pdptr = shared.memory.read_entry(Gpa::new(at))?;

@@ -14,24 +14,24 @@ use crate::{
 impl Vcpu {
     /// MOV to CR0.
     pub(crate) fn write_cr0(&mut self, shared: &Shared, value: u64, writer: Writer) -> Outcome {
-        self.write_register(shared, |regs| regs.set_cr0(value, writer))
+        self.write_register(shared, |regs| regs.set_cr0(value, writer, &shared.config.cpu))
     }
 
     /// MOV to CR4.
     pub(crate) fn write_cr4(&mut self, shared: &Shared, value: u64, writer: Writer) -> Outcome {
-        self.write_register(shared, |regs| regs.set_cr4(value, writer))
+        self.write_register(shared, |regs| regs.set_cr4(value, writer, &shared.config.cpu))
     }
 
     /// WRMSR to EFER.
     pub(crate) fn write_efer(&mut self, shared: &Shared, value: u64, writer: Writer) -> Outcome {
-        self.write_register(shared, |regs| regs.set_efer(value, writer))
+        self.write_register(shared, |regs| regs.set_efer(value, writer, &shared.config.cpu))
     }
 
     /// The host sets CR3: no instruction, so no switch; the roots of another value go. KVM: `__set_sregs_common`.
     pub(crate) fn set_cr3(&mut self, shared: &Shared, value: u64) -> Outcome {
         let mode = self.regs.mode();
         let value = if mode.is_long() { value } else { value & 0xffff_ffff };
-        if !self.regs.cr3_is_legal(value, shared.config.maxphyaddr) {
+        if !self.regs.cr3_is_legal(value, shared.config.cpu.maxphyaddr) {
             return Outcome::GeneralProtection;
         }
         if mode == PagingMode::Pae {
@@ -77,7 +77,7 @@ impl Vcpu {
             // Every context initialisation of the seed voids the tag (E002).
             self.roots.previous[0] = RootInfo::NEVER;
         }
-        self.cx.paging = Some(PagingContext::derive(&self.regs, shared.config.maxphyaddr));
+        self.cx.paging = Some(PagingContext::derive(&self.regs, &shared.config.cpu));
         self.tlb.flush();
     }
 }

@@ -31,7 +31,7 @@ impl Vcpu {
         let lru = shared.config.policy.is_lru();
         let value = if lru { value } else { value & !CR3_PCID_INVD };
         let same = value == self.regs.cr3;
-        if !same && value >> shared.config.maxphyaddr != 0 {
+        if !same && value >> shared.config.cpu.maxphyaddr != 0 {
             // Before any effect on the MMU (E014); with bit 63 here, E012.
             return Outcome::GeneralProtection;
         }

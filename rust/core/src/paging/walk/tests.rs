@@ -73,7 +73,7 @@ fn context(top: u8) -> WalkContext<'static> {
     WalkContext {
         mode: if top == 5 { PagingMode::Long5 } else { PagingMode::Long4 },
         largest: Level::PDPT,
-        reserved: const { &ReservedBits::long_mode(46, true) },
+        reserved: const { &ReservedBits::long_mode(46, true, true) },
         rules: PermissionRules::guest(&ControlRegs::default()),
         keep_write_when_clean: false,
         leaf_rights_only: false,
@@ -151,7 +151,7 @@ fn e109_nx_is_reserved_and_fetch_unreported_without_efer_nx() {
     let memory = tables(4, 1, 7 | 1 << 63, 0x9000);
     let regs = ControlRegs { efer: 0x500, ..ControlRegs::default() };
     let context = WalkContext {
-        reserved: const { &ReservedBits::long_mode(46, false) },
+        reserved: const { &ReservedBits::long_mode(46, false, true) },
         rules: PermissionRules::guest(&regs),
         ..context(4)
     };
@@ -182,8 +182,8 @@ const NARROW: Gva = Gva::new(0xc0c0_5678);
 
 fn narrow(mode: PagingMode, pse: bool) -> WalkContext<'static> {
     let reserved = match (mode, pse) {
-        (PagingMode::Bits32, true) => const { &ReservedBits::bits32(true) },
-        (PagingMode::Bits32, false) => const { &ReservedBits::bits32(false) },
+        (PagingMode::Bits32, true) => const { &ReservedBits::bits32(true, true) },
+        (PagingMode::Bits32, false) => const { &ReservedBits::bits32(false, true) },
         _ => const { &ReservedBits::pae(46, true) },
     };
     let largest = if mode == PagingMode::Bits32 && !pse { Level::PT } else { Level::PD };
