@@ -66,6 +66,7 @@ class Vm:
         cr3_times: bool,
         lock: str = "queued",
         link: str = "mark-first",
+        pae_roots: str = "uncached",
         lock_watch: bool = False,
         mutant: str | None = None,
     ) -> Vm: ...

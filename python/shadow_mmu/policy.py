@@ -11,9 +11,11 @@ from shadow_mmu.types import MAX_PREVIOUS_ROOTS
 PolicyKind = Literal["locked", "seed", "lru"]
 LockKind = Literal["queued", "ticket", "ttas", "mutex", "rwlock"]
 LinkOrder = Literal["mark-first", "kvm", "full-sync"]
+PaeRoots = Literal["uncached", "cached"]
 
 LOCK_KINDS: Final[tuple[LockKind, ...]] = get_args(LockKind)
 LINK_ORDERS: Final[tuple[LinkOrder, ...]] = get_args(LinkOrder)
+PAE_ROOTS: Final[tuple[PaeRoots, ...]] = get_args(PaeRoots)
 
 
 class PolicyOptions(TypedDict, total=False):
@@ -21,6 +23,7 @@ class PolicyOptions(TypedDict, total=False):
 
     lock: LockKind
     link: LinkOrder
+    pae_roots: PaeRoots
 
 
 # The choices of each option; the first is the default.
@@ -55,11 +58,15 @@ class Policy:
         The steps by which a page that the guest writes without faults comes under another root (``docs/machine.md`` §13):
         ``mark-first`` marks, syncs, links; ``kvm`` syncs, links, marks, as the upstream code; ``full-sync`` write-protects
         and syncs it for good, then links it.
+    pae_roots : {"uncached", "cached"}
+        What a switch does with the root of a 32-bit or PAE guest, which is four entries: ``uncached`` frees it, as KVM, so that
+        each switch takes the mmu_lock (E017); ``cached`` keeps it among the previous roots of ``seed`` and ``lru:N`` like any
+        other (``docs/machine.md`` §14).
 
     Raises
     ------
     ConfigError
-        The parts do not go together, or there is no such lock or link.
+        The parts do not go together, or an option has no such value.
 
     """
 
@@ -67,6 +74,7 @@ class Policy:
     previous: int
     lock: LockKind = "queued"
     link: LinkOrder = "mark-first"
+    pae_roots: PaeRoots = "uncached"
 
     def __post_init__(self) -> None:
         if type(self.previous) is not int:
@@ -100,7 +108,7 @@ class Policy:
 
     @classmethod
     def parse(cls, text: object) -> Self:
-        """Read ``NAME[,lock=KIND][,link=ORDER]`` where ``NAME`` is ``locked``, ``seed`` or ``lru:N``.
+        """Read ``NAME[,option=value]...`` where ``NAME`` is ``locked``, ``seed`` or ``lru:N``.
 
         >>> Policy.parse("lru:3,lock=ticket") == Policy.lru(3, lock="ticket")
         True
@@ -157,6 +165,11 @@ class Policy:
     def name(self) -> str:
         """``locked``, ``seed`` or ``lru:N``: the policy without its options."""
         return f"lru:{self.previous}" if self.kind == "lru" else self.kind
+
+    @property
+    def caches_pae_roots(self) -> bool:
+        """Whether roots of four entries enter the root cache: where they are to, and there is one."""
+        return self.pae_roots == "cached" and self.kind != "locked"
 
     @property
     def options(self) -> PolicyOptions:

@@ -121,7 +121,7 @@ def replay_table(report: ReplayReport) -> Table:
     table = Table()
     table.add_column("")
     for result in report.results:
-        table.add_column(f"{result.policy}", justify="right")
+        table.add_column(f"{result.policy}", justify="right", overflow="fold")
     for row in _REPLAY_ROWS:
         if row is None:
             table.add_section()
@@ -211,7 +211,7 @@ def _print_runs(title: str, results: "Sequence[KptiResult]", out: Console) -> No
     table = Table()
     table.add_column("")
     for result in results:
-        table.add_column(f"{result.policy}", justify="right")
+        table.add_column(f"{result.policy}", justify="right", overflow="fold")
     for name, show in _KPTI_ROWS:
         table.add_row(name, *(show(result) for result in results))
     out.print(title)

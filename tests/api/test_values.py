@@ -33,7 +33,7 @@ from shadow_mmu import Memslot, Policy, Recording, Vm, VmConfig, errors, ops, re
 from shadow_mmu.cpu import CpuModel
 from shadow_mmu.frozen import FrozenDict
 from shadow_mmu.litmus.timeline import Timeline
-from shadow_mmu.policy import LINK_ORDERS, LOCK_KINDS
+from shadow_mmu.policy import LINK_ORDERS, LOCK_KINDS, PAE_ROOTS
 from shadow_mmu.stressing.plan import StressPlan
 from shadow_mmu.workloads.runner import run_kpti
 
@@ -87,7 +87,11 @@ pages = st.integers(0, 1 << 20).map(lambda page: page << 12)
 texts = st.text(max_size=12) | st.sampled_from(["[bold]", "<b>&amp;</b>", "a\nb", "\x00"])
 memslots = st.builds(Memslot, pages, st.integers(1, 1 << 10).map(lambda count: count << 12))
 policies = st.builds(
-    Policy.lru, st.integers(0, 16), lock=st.sampled_from(LOCK_KINDS), link=st.sampled_from(LINK_ORDERS)
+    Policy.lru,
+    st.integers(0, 16),
+    lock=st.sampled_from(LOCK_KINDS),
+    link=st.sampled_from(LINK_ORDERS),
+    pae_roots=st.sampled_from(PAE_ROOTS),
 ) | st.sampled_from([Policy.locked(), Policy.seed()])
 processors = st.builds(CpuModel, maxphyaddr=st.integers(36, 52), nx=st.booleans(), la57=st.booleans())
 configs = st.builds(

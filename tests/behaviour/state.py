@@ -18,9 +18,12 @@ class VcpuState:
     shut_down: bool
     roots: tuple[tuple[int, int], ...]
     tlb: dict[int, int]
-    pae: tuple[int, ...]
-    """The four entries of a PAE root."""
+    pae: tuple[tuple[int, ...], ...]
+    """For each root the four entries of a PAE root, zeroes for another."""
+    made_of: tuple[tuple[int, ...], ...]
+    """For each root the PDPTRs that a PAE root was made of."""
     pdptrs: tuple[int, ...]
+    """Those loaded."""
 
     @property
     def registers(self) -> tuple[int, int, int, int]:
@@ -29,16 +32,17 @@ class VcpuState:
 
 
 def _vcpu(words: Iterator[int], ways: int) -> VcpuState:
-    cr0, cr3, cr4, efer, requests, shut_down, pgd, hpa = islice(words, 8)
-    pae, pdptrs = tuple(islice(words, 4)), tuple(islice(words, 4))
-    previous = next(words)
-    roots = [(pgd, hpa), *((next(words), next(words)) for _ in range(previous))]
+    cr0, cr3, cr4, efer, requests, shut_down = islice(words, 6)
+    pdptrs = tuple(islice(words, 4))
+    records = [tuple(islice(words, 10)) for _ in range(next(words) + 1)]
+    roots = tuple((pgd, hpa) for pgd, hpa, *_ in records)
+    pae, made_of = tuple(one[2:6] for one in records), tuple(one[6:] for one in records)
     tlb: dict[int, int] = {}
     for _ in range(next(words)):
         next(words)  # the pointer of the set
         slots = [(next(words), next(words)) for _ in range(ways)]
         tlb.update({page - 1: value for page, value in slots if page})
-    return VcpuState(cr0, cr3, cr4, efer, requests, bool(shut_down), tuple(roots), tlb, pae, pdptrs)
+    return VcpuState(cr0, cr3, cr4, efer, requests, bool(shut_down), roots, tlb, pae, made_of, pdptrs)
 
 
 def vcpu_states(state: bytes, vcpus: int, tlb_entries: int) -> list[VcpuState]:

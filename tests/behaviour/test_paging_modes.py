@@ -151,5 +151,5 @@ def test_a_freed_root_is_invalid_and_has_no_entries(guest: GuestMaker) -> None:
     one.enter()
     one.run(OpKind.WRITE_CR4, PAE | SMEP)
     assert one.state().roots[0] == (0, INVALID_ROOT)
-    assert one.state().pae == (0, 0, 0, 0)
+    assert one.state().pae[0] == (0, 0, 0, 0)
     one.audit()

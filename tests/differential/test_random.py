@@ -57,6 +57,15 @@ def test_core_and_model_agree_under_each_link_policy(policy: str, link: str) -> 
         assert found is None, str(found)
 
 
+@pytest.mark.parametrize("paging", ["PAE", "32-bit", "4-level"])
+@pytest.mark.parametrize("policy", ["locked", "seed", "lru:0", "lru:1", "lru:3"])
+def test_core_and_model_agree_where_roots_of_four_entries_are_cached(policy: str, paging: str) -> None:
+    for seed in range(3):
+        stream = random_stream(seed, 1500, policy=f"{policy},pae_roots=cached", vcpus=3, paging=paging)
+        found = compare(stream, NativeSubject, ModelSubject, audit_every=100, oracle=not stream.mixes_widths)
+        assert found is None, str(found)
+
+
 def test_streams_meet_what_they_are_for() -> None:
     """A stream that never syncs, floods or faults would agree about nothing."""
     totals: dict[str, int] = {}

@@ -16,6 +16,7 @@ from shadow_mmu.types import AccessKind
 from shadow_mmu.workloads.world import DATA_GFNS, OUTSIDE, PAGINGS, MachineConfig, World
 
 VCPUS: Final = 2
+CACHING_NARROW: Final = ["seed,pae_roots=cached", "lru:1,pae_roots=cached", "lru:3,pae_roots=cached"]
 vcpus = st.integers(0, VCPUS - 1)
 kinds: st.SearchStrategy[AccessKind] = st.sampled_from(["read", "write", "fetch"])
 choices = st.integers(0, 7)
@@ -32,7 +33,7 @@ class CoreAndModel(RuleBasedStateMachine):
         self.invlpg_due: list[int] = []
 
     @initialize(
-        policy=st.sampled_from(["locked", "seed", "lru:0", "lru:1", "lru:3"]),
+        policy=st.sampled_from(["locked", "seed", "lru:0", "lru:1", "lru:3", *CACHING_NARROW]),
         paging=st.sampled_from(sorted(PAGINGS)),
         tlb=st.sampled_from([0, 1, 24]),
         seed=st.integers(0, 1000),

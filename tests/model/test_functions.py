@@ -31,10 +31,13 @@ def test_e024_every_bit_of_the_role_word_must_match() -> None:
     one, (a, b) = guest("lru:3")
     visit(one, a, b)
     vm, vcpu = one.machine.vm, one.machine.vm.vcpus[0]
-    assert is_usable(vm, vcpu.previous[0], a, vcpu.root_role)
+    role = vcpu.root_role
+    assert is_usable(vm, vcpu, vcpu.previous[0], a)
     for bit in range(32):
-        assert not is_usable(vm, vcpu.previous[0], a, vcpu.root_role ^ 1 << bit)
-    assert not is_usable(vm, vcpu.previous[0], a | 8, vcpu.root_role)
+        vcpu.root_role = role ^ 1 << bit
+        assert not is_usable(vm, vcpu, vcpu.previous[0], a)
+    vcpu.root_role = role
+    assert not is_usable(vm, vcpu, vcpu.previous[0], a | 8)
     vcpu.root_role ^= 1 << 13
     assert not fast_pgd_switch(vm, vcpu, a)
 

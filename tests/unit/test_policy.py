@@ -21,6 +21,8 @@ CHOICES = r"expected 'locked', 'seed' or 'lru:N' with N = 0..16"
         "lru:3,lock=rwlock",
         "seed,link=kvm",
         "lru:0,lock=ttas,link=full-sync",
+        "lru:3,pae_roots=cached",
+        "seed,lock=ticket,link=kvm,pae_roots=cached",
     ],
 )
 def test_a_policy_reads_what_it_prints(text: str) -> None:
@@ -61,8 +63,12 @@ def test_what_is_no_policy_is_refused_with_the_choices(text: object) -> None:
         ("seed,lock=mcs", r"no lock 'mcs': expected queued, ticket, ttas, mutex or rwlock"),
         ("seed,lock=", r"no lock ''"),
         ("seed,lock", r"no lock ''"),
-        ("seed,Lock=ticket", r"no option 'Lock=ticket' in policy 'seed,Lock=ticket': expected lock, link with"),
+        (
+            "seed,Lock=ticket",
+            r"no option 'Lock=ticket' in policy 'seed,Lock=ticket': expected lock, link, pae_roots with",
+        ),
         ("seed,link=upstream", r"no link 'upstream': expected mark-first, kvm or full-sync"),
+        ("seed,pae_roots=locked", r"no pae_roots 'locked': expected uncached or cached"),
         ("seed,", r"no option ''"),
         ("seed,lock=ticket,lock=ttas", r"'lock' is given twice"),
         ("lock=ticket", CHOICES),
@@ -86,6 +92,16 @@ def test_the_default_link_marks_first_and_options_are_printed_in_one_order() -> 
     assert Policy.parse("lru:3,link=mark-first") == Policy.lru(3)
     assert str(Policy.parse("seed,link=kvm,lock=ticket")) == "seed,lock=ticket,link=kvm"
     assert Policy.seed(link="kvm") != Policy.seed()
+
+
+def test_e017_roots_of_four_entries_are_cached_where_they_are_to_and_there_is_a_cache() -> None:
+    assert Policy.parse("lru:3,pae_roots=uncached") == Policy.lru(3)
+    assert [Policy.parse(f"{name},pae_roots=cached").caches_pae_roots for name in ("locked", "seed", "lru:0")] == [
+        False,
+        True,
+        True,
+    ]
+    assert not Policy.lru(3).caches_pae_roots
 
 
 def test_locks_multiply_policies() -> None:

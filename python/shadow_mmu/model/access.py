@@ -10,7 +10,6 @@ from .constants import (
     DUMMY_ROOT,
     INDEX,
     INVALID_ROOT,
-    PAE_ROOT,
     PAGE_OFFSET,
     PAGE_SHIFT,
     PF_P,
@@ -25,6 +24,7 @@ from .constants import (
 from .fault import Emulate, GuestFault, Mmio, handle_page_fault
 from .invlpg import invalidate_address
 from .ops import GENERAL_PROTECTION, MMIO, PAGE_FAULT, SHUT_DOWN, Outcome
+from .pae_roots import is_pae
 from .requests import enter_guest
 from .vcpu import AccessRights, Vcpu
 from .vm import SharedState
@@ -108,7 +108,7 @@ def hardware_walk(vm: SharedState, vcpu: Vcpu, gva: int, rights: AccessRights) -
     if hpa == DUMMY_ROOT:
         return 0
     live = vm.books.live
-    if hpa == PAE_ROOT:
+    if is_pae(vcpu.root):
         hpa = vcpu.root.entries[gva >> 30]
         if not hpa:
             return 0

@@ -16,11 +16,11 @@ from .constants import (
     GPTE_P,
     GPTE_PS,
     INVALID_ROOT,
-    PAE_ROOT,
     PAGE_SHIFT,
     PFN_MASK,
     REQ_FREE_OBSOLETE_ROOTS,
 )
+from .pae_roots import is_pae
 from .pages import ShadowPage
 from .permissions import gpte_access, leaf_access
 from .role import CR0_WP, FOUR_BYTE, child_role, gpte_gpa
@@ -115,7 +115,7 @@ def _counts(vm: SharedState) -> Iterator[str]:
         sptes.page_id(hpa)
         for vcpu in vm.vcpus
         for root in (vcpu.root, *vcpu.previous)
-        for hpa in ((root.hpa,) if root.hpa != PAE_ROOT else root.entries)
+        for hpa in (root.entries if is_pae(root) else (root.hpa,))
         if hpa not in (0, INVALID_ROOT, DUMMY_ROOT)
     )
     track: Counter[int] = Counter()
@@ -184,8 +184,11 @@ def _roots(vm: SharedState) -> Iterator[str]:
     """I17: cached roots have a page and differ. I18: none is obsolete unless the request is pending."""
     for vcpu in vm.vcpus:
         cached = [root for root in vcpu.previous if root.hpa != INVALID_ROOT]
-        keys: Counter[tuple[int, int]] = Counter()
+        keys: Counter[tuple[object, ...]] = Counter()
         for root in cached:
+            if is_pae(root) and vm.policy.caches_pae_roots:
+                keys[root.pgd, root.pdptrs, *(page.role for page in root_pages(vm, root))] += 1
+                continue
             page = vm.books.live.get(sptes.page_id(root.hpa))
             if page is None:
                 yield f"I17: vCPU {vcpu.index} caches root {root.hpa:#x}, which is no page"
@@ -193,11 +196,14 @@ def _roots(vm: SharedState) -> Iterator[str]:
             keys[root.pgd, page.role] += 1
         if vm.policy.kind == "lru" and any(count > 1 for count in keys.values()):
             yield f"I17: vCPU {vcpu.index} caches two roots of one CR3 and role"
+        tables = [root.hpa for root in (vcpu.root, *cached) if is_pae(root)]
+        if len(set(tables)) != len(tables):
+            yield f"I17: two roots of vCPU {vcpu.index} are in one table"
+        if is_pae(vcpu.root) and vcpu.root.pdptrs != vcpu.made_of:
+            yield f"I17: the root of vCPU {vcpu.index} is made of other PDPTRs than those loaded"
         if vcpu.requests & REQ_FREE_OBSOLETE_ROOTS:
             continue
-        known = [
-            root for root in (vcpu.root, *cached) if root.hpa == PAE_ROOT or sptes.page_id(root.hpa) in vm.books.live
-        ]
+        known = [root for root in (vcpu.root, *cached) if is_pae(root) or sptes.page_id(root.hpa) in vm.books.live]
         for page in (page for root in known for page in root_pages(vm, root)):
             if page.invalid:
                 yield f"I18: vCPU {vcpu.index} keeps the obsolete {page!r} and no request is pending"

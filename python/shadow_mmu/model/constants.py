@@ -24,6 +24,7 @@ SHADOW_BASE_PFN: Final = 1 << 36
 DUMMY_ROOT: Final = (SHADOW_BASE_PFN - 1) << PAGE_SHIFT
 """The all-zero root of a guest whose CR3 is outside memory (E016)."""
 PAE_ROOT: Final = (SHADOW_BASE_PFN - 2) << PAGE_SHIFT
+PAE_TABLES: Final = 17
 """The root of a guest without long mode: no shadow page but four entries, each of which leads to one (E043)."""
 INVALID_ROOT: Final = WORD
 

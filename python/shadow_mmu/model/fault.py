@@ -7,13 +7,13 @@ from .constants import (
     ACC_W,
     ACC_X,
     INDEX,
-    PAE_ROOT,
     PAGE_SHIFT,
     PF_P,
     REQ_FREE_OBSOLETE_ROOTS,
 )
 from .leaf import FaultResult, set_spte
 from .lookup import get_child, link
+from .pae_roots import is_pae
 from .pages import ShadowPage
 from .permissions import Access
 from .roots import has_page, root_page
@@ -97,7 +97,7 @@ def _access_without_write_protect(vcpu: Vcpu, acc: int, access: Access) -> int:
 
 def _map(vm: SharedState, vcpu: Vcpu, gva: int, guest: GuestWalk, *, write: bool) -> FaultResult:
     """Build the shadow path of a successful guest walk (KVM: fetch)."""
-    if vcpu.root.hpa == PAE_ROOT and vcpu.requests & REQ_FREE_OBSOLETE_ROOTS:
+    if is_pae(vcpu.root) and vcpu.requests & REQ_FREE_OBSOLETE_ROOTS:
         return FaultResult.RETRY  # a root without a page of its own is as obsolete as the request says
     page = root_page(vm, vcpu.root, gva)
     if page is None:

@@ -14,9 +14,10 @@ from .audit import audit
 from .invlpg import invlpg
 from .memory import GuestMemory
 from .ops import DONE, GENERAL_PROTECTION, OK, SHUT_DOWN, OpTuple, Outcome
+from .pae_roots import read_pdptrs
 from .registers import PagingMode, Written, cr3_is_legal, set_cr0, set_cr4, set_efer
 from .requests import enter_guest
-from .roots import load_pdptrs, read_pdptrs, reset_context, switch_cr3, write_same_cr3
+from .roots import load_pdptrs, reset_context, switch_cr3, use_pdptrs, write_same_cr3
 from .state import shadow_pages, state_words
 from .stats import stats
 from .tlb import Tlb
@@ -198,9 +199,12 @@ class Machine:
             loaded = read_pdptrs(self.vm, vcpu, value)
             if loaded is None:
                 return GENERAL_PROTECTION
-            # Up to 2021 the same value loaded nothing but where memory differed (pdptrs_changed, E010).
-            same = same and (self.vm.policy.kind == "lru" or loaded == vcpu.pdptrs)
-            load_pdptrs(self.vm, vcpu, value)
+            if not same and self.vm.policy.caches_pae_roots:
+                vcpu.pdptrs = loaded  # the outgoing root is parked with those that it was made of
+            else:
+                # Up to 2021 the same value loaded nothing but where memory differed (pdptrs_changed, E010).
+                same = same and (self.vm.policy.kind == "lru" or loaded == vcpu.pdptrs)
+                use_pdptrs(self.vm, vcpu, loaded)
         if same:
             hit = True
             write_same_cr3(self.vm, vcpu)

@@ -3,7 +3,6 @@
 from .constants import (
     DUMMY_ROOT,
     INVALID_ROOT,
-    PAE_ROOT,
     REQ_FREE_OBSOLETE_ROOTS,
     REQ_LOAD_MMU_PGD,
     REQ_MMU_SYNC,
@@ -12,7 +11,8 @@ from .constants import (
     REQ_TLB_FLUSH_GUEST,
     REQ_TRIPLE_FAULT,
 )
-from .roots import free_roots, has_page, is_unsync_root, load_root, sync_roots
+from .pae_roots import is_pae, lacks_page
+from .roots import free_roots, has_page, is_unsync_root, load_root, root_pages, sync_roots
 from .vcpu import Root, Vcpu
 from .vm import SharedState
 
@@ -74,10 +74,15 @@ def _flush(vcpu: Vcpu) -> None:
 
 
 def _free_obsolete_roots(vm: SharedState, vcpu: Vcpu) -> None:
-    """Free the roots whose page was zapped, and those without a page: nobody can tell whether they are (E151)."""
+    """Free the roots whose page was zapped, and those without a page: nobody can tell whether they are (E151).
+
+    Where PAE roots are cached, their pages tell.
+    """
 
     def obsolete(root: Root) -> bool:
-        return root.hpa in (DUMMY_ROOT, PAE_ROOT) or (has_page(root) and vm.books.page_at(root.hpa).invalid)
+        if is_pae(root) and vm.policy.caches_pae_roots:
+            return any(page.invalid for page in root_pages(vm, root)) or lacks_page(vm, root)
+        return root.hpa == DUMMY_ROOT or is_pae(root) or (has_page(root) and vm.books.page_at(root.hpa).invalid)
 
     free_roots(
         vm,

@@ -2,10 +2,7 @@
 
 from .constants import (
     DUMMY_ROOT,
-    GPTE_P,
     INVALID_ROOT,
-    PAE_ROOT,
-    PAGE_OFFSET,
     PAGE_SHIFT,
     PFN_MASK,
     REQ_LOAD_MMU_PGD,
@@ -16,8 +13,8 @@ from .constants import (
     WORD,
 )
 from .lookup import get_page
+from .pae_roots import free_table, is_pae, read_pdptrs, serves, table_of
 from .pages import ShadowPage
-from .permissions import pdptr_is_reserved
 from .registers import PagingMode
 from .role import pae_root_role
 from .sync import sync_children
@@ -28,48 +25,52 @@ from .zap import ZapList, commit_zap, prepare_zap
 
 def has_page(root: Root) -> bool:
     """Whether a shadow page stands behind the root: it is neither invalid, nor the dummy, nor a PAE root."""
-    return root.hpa not in (INVALID_ROOT, DUMMY_ROOT, PAE_ROOT)
+    return root.hpa not in (INVALID_ROOT, DUMMY_ROOT) and not is_pae(root)
+
+
+def may_be_cached(vm: SharedState, vcpu: Vcpu) -> bool:
+    """Whether roots of the vCPU's mode enter the cache: 4- and 5-level ones, others if the policy says so (E017, E042)."""
+    narrow = vcpu.context.mode is not PagingMode.NONE and vm.policy.caches_pae_roots
+    return vcpu.context.long or narrow
 
 
 def root_pages(vm: SharedState, root: Root) -> list[ShadowPage]:
     """Return the shadow pages that the root holds: one, under a PAE root up to four."""
-    if root.hpa == PAE_ROOT:
+    if is_pae(root):
         return [vm.books.page_at(hpa) for hpa in root.entries if hpa]
     return [vm.books.page_at(root.hpa)] if has_page(root) else []
 
 
 def root_page(vm: SharedState, root: Root, gva: int) -> ShadowPage | None:
     """Return the shadow page in which the hardware walk of ``gva`` begins, if there is one."""
-    if root.hpa == PAE_ROOT:
+    if is_pae(root):
         return vm.books.page_at(root.entries[gva >> 30]) if root.entries[gva >> 30] else None
     return vm.books.page_at(root.hpa) if has_page(root) else None
 
 
 def is_unsync_root(vm: SharedState, root: Root) -> bool:
-    """Test the root's flags, without the lock (E050)."""
-    if not has_page(root):
-        return False
-    page = vm.books.page_at(root.hpa)
-    return page.unsync or page.unsync_children > 0
+    """Test the root's flags, those of each of its pages, without the lock (E050)."""
+    return any(page.unsync or page.unsync_children for page in root_pages(vm, root))
 
 
 def is_clean_root(vm: SharedState, root: Root) -> bool:
-    """Whether the flags say that nothing below is unsync. Of a PAE root nobody looks at them without the lock (E052)."""
+    """Whether the flags of a root with a page say that nothing below is unsync. For a PAE root no lock is ever shared (E052)."""
     return has_page(root) and not is_unsync_root(vm, root)
 
 
 def sync_roots(vm: SharedState, vcpu: Vcpu) -> None:
     """Bring everything below the current root in line with the guest's tables.
 
-    Without the lock if the root's flags are clear; ``locked``, the kernel before the patch, always takes it, and so does
-    every policy for a PAE root, whose pages are synced one by one (E052). Without paging there is nothing to sync.
+    Without the lock if the root's flags are clear; ``locked``, the kernel before the patch, always takes it, and so does every
+    policy for a PAE root that is never cached. The pages of such a root are synced one by one (E052). Without paging there is
+    nothing to sync.
     """
     if vcpu.root.hpa in (INVALID_ROOT, DUMMY_ROOT) or vcpu.context.mode is PagingMode.NONE:
         return
-    clean = is_clean_root(vm, vcpu.root)
-    if clean and vm.policy.kind != "locked":
+    looks_at_flags = vm.policy.kind != "locked" and may_be_cached(vm, vcpu)
+    if looks_at_flags and not is_unsync_root(vm, vcpu.root):
         return
-    with vm.lock.take(vcpu, "sync", looks=clean):
+    with vm.lock.take(vcpu, "sync", looks=is_clean_root(vm, vcpu.root)):
         for page in root_pages(vm, vcpu.root):
             sync_children(vm, vcpu, page)
 
@@ -89,7 +90,7 @@ def free_roots(vm: SharedState, vcpu: Vcpu, *, current: bool = False, previous: 
         for root in freed:
             for page in root_pages(vm, root):
                 _put(vm, vcpu, page, zap_list)
-            root.hpa, root.entries = INVALID_ROOT, NO_ENTRIES
+            root.hpa, root.entries, root.pdptrs = INVALID_ROOT, NO_ENTRIES, NO_ENTRIES
             if root is vcpu.root:
                 root.pgd = 0
         commit_zap(vm, vcpu, zap_list)
@@ -131,8 +132,8 @@ def load_root(vm: SharedState, vcpu: Vcpu) -> bool:
             if vcpu.context.long:
                 vcpu.root.hpa = _take_root(vm, vcpu, gfn, vcpu.root_role)
             else:
-                vcpu.root.entries = _pae_entries(vm, vcpu, gfn)
-                vcpu.root.hpa = PAE_ROOT
+                vcpu.root.entries, vcpu.root.pdptrs = _pae_entries(vm, vcpu, gfn), vcpu.made_of
+                vcpu.root.hpa = free_table(vcpu)
     vcpu.root.pgd = cr3 if lru and not direct else 0
     sync_roots(vm, vcpu)
     vcpu.tlb.flush()
@@ -158,36 +159,31 @@ def _pae_entries(vm: SharedState, vcpu: Vcpu, gfn: int) -> tuple[int, ...]:
         if vcpu.context.mode is PagingMode.NONE:
             frame = i << 30 - PAGE_SHIFT
         elif vcpu.context.mode is PagingMode.PAE:
-            pdptr = vcpu.pdptrs[i]
-            frame = (pdptr & PFN_MASK) >> PAGE_SHIFT
-            if not pdptr & GPTE_P or not vm.memory.has(frame):
-                frame = None
+            frame = table_of(vm, vcpu.pdptrs[i])
         entries.append(0 if frame is None else _take_root(vm, vcpu, frame, pae_root_role(vcpu.root_role, i)))
     return tuple(entries)
 
 
 def load_pdptrs(vm: SharedState, vcpu: Vcpu, cr3: int) -> bool:
-    """Load the four PDPTRs of PAE paging from guest memory (B.3); false if they must not be loaded.
-
-    A root that was made from other ones goes (F-10).
-    """
+    """Load the four PDPTRs of PAE paging from guest memory (B.3); false if they must not be loaded."""
     pdptrs = read_pdptrs(vm, vcpu, cr3)
     if pdptrs is None:
         return False
-    if pdptrs != vcpu.pdptrs:
-        free_roots(vm, vcpu, current=True)
-        vcpu.pdptrs = pdptrs
+    use_pdptrs(vm, vcpu, pdptrs)
     return True
 
 
-def read_pdptrs(vm: SharedState, vcpu: Vcpu, cr3: int) -> tuple[int, ...] | None:
-    """Read the four PDPTRs; ``None`` if they are in no memslot or a present one has a reserved bit set."""
-    gpa = cr3 & PFN_MASK | cr3 & PAGE_OFFSET & ~0x1F
-    if not vm.memory.has(gpa >> PAGE_SHIFT):
-        return None
-    pdptrs = tuple(vm.memory.word(gpa + 8 * i) for i in range(4))
-    bad = any(pdptr & GPTE_P and pdptr_is_reserved(pdptr, vcpu.cpu.maxphyaddr) for pdptr in pdptrs)
-    return None if bad else pdptrs
+def use_pdptrs(vm: SharedState, vcpu: Vcpu, pdptrs: tuple[int, ...]) -> None:
+    """Take over PDPTRs for the CR3 that there is; a root that was made from other ones goes (F-10).
+
+    Parked roots of this CR3 go with it: one of them may be what the next entry makes, and the cache holds nothing twice (I17).
+    """
+    if pdptrs == vcpu.pdptrs:
+        return
+    searched = vm.policy.kind == "lru" and vm.policy.caches_pae_roots
+    twins = (i for i, root in enumerate(vcpu.previous) if searched and root.pgd == vcpu.registers.cr3)
+    free_roots(vm, vcpu, current=True, previous=tuple(twins))
+    vcpu.pdptrs = pdptrs
 
 
 def write_same_cr3(vm: SharedState, vcpu: Vcpu) -> None:
@@ -208,8 +204,11 @@ def switch_cr3(vm: SharedState, vcpu: Vcpu, value: int) -> bool:
         free_roots(vm, vcpu, current=True)
         return False
     if vm.policy.kind == "seed":
-        # Eligible are 4- and 5-level roots only (E017).
-        hit = vcpu.context.long and _seed_switch(vm, vcpu, value)
+        eligible = may_be_cached(vm, vcpu)
+        if eligible and value == vcpu.registers.cr3:
+            # Its PDPTRs changed, so the root is gone already (F-10): no switch, and the tag stays (E047).
+            return False
+        hit = eligible and _seed_switch(vm, vcpu, value)
         if not hit:
             free_roots(vm, vcpu, current=True)
         vcpu.previous[0].pgd = vcpu.registers.cr3  # in both cases, and that is defect S1 (E006, E007)
@@ -217,7 +216,7 @@ def switch_cr3(vm: SharedState, vcpu: Vcpu, value: int) -> bool:
     hit = fast_pgd_switch(vm, vcpu, value)
     if hit:
         vcpu.requests |= REQ_LOAD_MMU_PGD
-        vm.books.page_at(vcpu.root.hpa).flooding = 0
+        _clear_flooding(vm, vcpu.root)
     # With PCID off the cached roots are outside the guest's TLB: every switch flushes and syncs (A.7, E057).
     vcpu.requests |= REQ_MMU_SYNC | REQ_TLB_FLUSH_CURRENT
     return hit
@@ -229,19 +228,34 @@ def _seed_switch(vm: SharedState, vcpu: Vcpu, value: int) -> bool:
         vcpu.requests |= REQ_TRIPLE_FAULT
         return False
     cached = vcpu.previous[0]
-    vcpu.root.hpa, cached.hpa = cached.hpa, vcpu.root.hpa
-    if value != cached.pgd or vcpu.root.hpa == INVALID_ROOT:
+    # The roots change places, the tags stay: prev_cr3 is apart from prev_root_hpa.
+    vcpu.root, vcpu.previous[0] = cached, vcpu.root
+    vcpu.root.pgd, vcpu.previous[0].pgd = vcpu.previous[0].pgd, cached.pgd
+    if value != vcpu.previous[0].pgd or vcpu.root.hpa == INVALID_ROOT:
+        return False
+    # Of a 4-level root the seed does not ask the role (S3); of four pages it does, so that what was zapped is not hit.
+    if is_pae(vcpu.root) and not serves(vm, vcpu.root, vcpu.root_role, vcpu.made_of):
         return False
     sync_roots(vm, vcpu)
-    vm.books.page_at(vcpu.root.hpa).flooding = 0
+    _clear_flooding(vm, vcpu.root)
     vcpu.tlb.flush()
     vcpu.counters["tlb_flush"] += 1
     return True
 
 
-def is_usable(vm: SharedState, root: Root, pgd: int, role: int) -> bool:
+def _clear_flooding(vm: SharedState, root: Root) -> None:
+    """Zero the flooding count of each page of the root (E020)."""
+    for page in root_pages(vm, root):
+        page.flooding = 0
+
+
+def is_usable(vm: SharedState, vcpu: Vcpu, root: Root, pgd: int) -> bool:
     """Whether a root may serve this CR3 in this mode: same tag, and the page's whole role word is the wanted one (E024)."""
-    return has_page(root) and root.pgd == pgd and vm.books.page_at(root.hpa).role == role
+    if root.pgd != pgd:
+        return False
+    if is_pae(root):
+        return serves(vm, root, vcpu.root_role, vcpu.made_of)
+    return has_page(root) and vm.books.page_at(root.hpa).role == vcpu.root_role
 
 
 def fast_pgd_switch(vm: SharedState, vcpu: Vcpu, pgd: int) -> bool:
@@ -250,7 +264,7 @@ def fast_pgd_switch(vm: SharedState, vcpu: Vcpu, pgd: int) -> bool:
     The cache is kept in the order of use: after a miss the old current root is the first of the previous ones, and the last
     of them was freed.
     """
-    if vcpu.root.hpa in (DUMMY_ROOT, PAE_ROOT):
+    if vcpu.root.hpa == DUMMY_ROOT or (is_pae(vcpu.root) and not may_be_cached(vm, vcpu)):
         free_roots(vm, vcpu, current=True)
     if vcpu.root.hpa != INVALID_ROOT:
         return _find_keeping_current(vm, vcpu, pgd)
@@ -258,11 +272,11 @@ def fast_pgd_switch(vm: SharedState, vcpu: Vcpu, pgd: int) -> bool:
 
 
 def _find_keeping_current(vm: SharedState, vcpu: Vcpu, pgd: int) -> bool:
-    if is_usable(vm, vcpu.root, pgd, vcpu.root_role):
+    if is_usable(vm, vcpu, vcpu.root, pgd):
         return True
     for i, cached in enumerate(vcpu.previous):
         vcpu.root, vcpu.previous[i] = cached, vcpu.root
-        if is_usable(vm, vcpu.root, pgd, vcpu.root_role):
+        if is_usable(vm, vcpu, vcpu.root, pgd):
             return True
     free_roots(vm, vcpu, current=True)
     vcpu.root.pgd = 0
@@ -271,7 +285,7 @@ def _find_keeping_current(vm: SharedState, vcpu: Vcpu, pgd: int) -> bool:
 
 def _find_without_current(vm: SharedState, vcpu: Vcpu, pgd: int) -> bool:
     for i, cached in enumerate(vcpu.previous):
-        if is_usable(vm, cached, pgd, vcpu.root_role):
+        if is_usable(vm, vcpu, cached, pgd):
             unused, vcpu.root = vcpu.root, cached
             vcpu.previous[i:] = [*vcpu.previous[i + 1 :], unused]
             # KVM swaps the empty current root in and moves the later ones up: the last keeps the tag it had (E029).

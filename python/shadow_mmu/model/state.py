@@ -26,9 +26,9 @@ def state_words(vm: SharedState) -> bytes:
 def _vcpu_words(vcpu: Vcpu) -> list[int]:
     registers = vcpu.registers
     words = [registers.cr0, registers.cr3, registers.cr4, registers.efer, vcpu.requests, int(vcpu.shut_down)]
-    words += (vcpu.root.pgd, vcpu.root.hpa, *vcpu.root.entries, *vcpu.pdptrs, len(vcpu.previous))
-    for root in vcpu.previous:
-        words += (root.pgd, root.hpa)
+    words += (*vcpu.pdptrs, len(vcpu.previous))
+    for root in (vcpu.root, *vcpu.previous):
+        words += (root.pgd, root.hpa, *root.entries, *root.pdptrs)
     words.append(vcpu.tlb.sets)
     for index in range(vcpu.tlb.sets):
         words += vcpu.tlb.set_words(index)

@@ -38,7 +38,9 @@ class Root:
     pgd: int = 0
     hpa: int = INVALID_ROOT
     entries: tuple[int, ...] = NO_ENTRIES
-    """Under ``PAE_ROOT`` the pages of the four GiB as host-physical addresses, 0 where there is none (KVM: pae_root)."""
+    """Under a PAE root the pages of the four GiB as host-physical addresses, 0 where there is none (KVM: pae_root)."""
+    pdptrs: tuple[int, ...] = NO_ENTRIES
+    """What a PAE root was made of: the PDPTRs of a PAE guest, zeroes for another."""
 
 
 @dataclass(slots=True)
@@ -151,6 +153,11 @@ class Vcpu:
             return (self.registers.cr3 & PFN_MASK) >> PAGE_SHIFT
         pdptr = self.pdptrs[gva >> 30]
         return (pdptr & PFN_MASK) >> PAGE_SHIFT if pdptr & GPTE_P else None
+
+    @property
+    def made_of(self) -> tuple[int, ...]:
+        """The PDPTRs that a root of four entries is made of: those loaded, zeroes where the mode has none."""
+        return self.pdptrs if self.context.mode is PagingMode.PAE else NO_ENTRIES
 
     def set_cr3(self, value: int) -> None:
         """Store CR3; nothing of the context depends on it."""

@@ -39,6 +39,8 @@ _TLB_SIZES: Final = (0, 1, 2, 12, 24, 24, 96)
 _KINDS: Final[tuple[AccessKind, ...]] = ("read", "write", "fetch")
 # How far into a stream a triple fault may end a vCPU for good.
 _LATE: Final = 0.95
+# How many streams keep roots of four entries in their caches.
+_CACHE_NARROW: Final = 0.4
 # How many streams walk the same tables with entries of both widths.
 _MIXED: Final = 0.3
 
@@ -367,8 +369,10 @@ def random_stream(
     if paging is not None and paging not in PAGINGS:
         raise ConfigError(f"no paging mode {paging!r}: expected one of {', '.join(PAGINGS)}")
     rng = Random(seed)  # noqa: S311  a reproducible stream is what is wanted
+    options = Random(~seed)  # noqa: S311  the same; apart, so that a further option changes nothing else of a stream
+    drawn = rng.choice(_POLICIES) + (",pae_roots=cached" if options.random() < _CACHE_NARROW else "")
     config = MachineConfig(
-        policy=policy or rng.choice(_POLICIES),
+        policy=policy or drawn,
         vcpus=vcpus,
         tlb_entries=rng.choice(_TLB_SIZES),
         cpu=random_processor(rng),

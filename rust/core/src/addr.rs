@@ -10,6 +10,8 @@ pub const PAGE_SIZE: u64 = 4096;
 pub const PAGE_SHIFT: u32 = 12;
 /// Entries in one table page of 64-bit paging, and in one shadow page.
 pub const ENTRIES: usize = 512;
+/// Most roots of four entries of a vCPU: the current one and as many previous ones as there can be.
+pub const PAE_TABLES: usize = 17;
 /// The physical-address field of an entry: bits 51:12.
 pub const PHYS_MASK: u64 = 0x000f_ffff_ffff_f000;
 /// Host frame of guest frame 0: not 0, so that a mixed-up frame number shows.
@@ -161,7 +163,7 @@ impl Hpa {
     /// The shared empty root of a pgd outside memory (E016).
     pub const DUMMY_ROOT: Hpa = Hpa((SHADOW_BASE_PFN - 1) << PAGE_SHIFT);
 
-    /// The root of a vCPU without long mode: no shadow page, but four entries that lead to one each (E043).
+    /// The root of a vCPU without long mode: no shadow page, but four entries that lead to one each (E043). The first of several.
     pub const PAE_ROOT: Hpa = Hpa((SHADOW_BASE_PFN - 2) << PAGE_SHIFT);
 
     /// Whether this names a root at all.
@@ -176,10 +178,23 @@ impl Hpa {
         self.0 == Self::DUMMY_ROOT.0
     }
 
+    /// The root of four entries whose table has this number, below [`PAE_TABLES`]: one after the other downwards.
+    #[inline]
+    #[must_use]
+    pub const fn pae_root(table: usize) -> Hpa {
+        Hpa(Self::PAE_ROOT.0 - ((table as u64) << PAGE_SHIFT))
+    }
+
     /// Whether this is a root of four entries, which has no shadow page either.
     #[inline]
     pub const fn is_pae(self) -> bool {
-        self.0 == Self::PAE_ROOT.0
+        self.0 <= Self::PAE_ROOT.0 && self.0 >= Self::pae_root(PAE_TABLES - 1).0
+    }
+
+    /// The number of the table of a root of four entries.
+    #[inline]
+    pub const fn pae_table(self) -> Option<usize> {
+        if self.is_pae() { Some(((Self::PAE_ROOT.0 - self.0) >> PAGE_SHIFT) as usize) } else { None }
     }
 
     /// The shadow page at this address, `None` for an invalid, the dummy or a PAE root.
@@ -335,6 +350,11 @@ mod tests {
         assert_eq!(Hpa::DUMMY_ROOT.shadow_page(), None);
         assert_eq!(Hpa::PAE_ROOT.shadow_page(), None);
         assert!(Hpa::PAE_ROOT.is_valid() && Hpa::PAE_ROOT.is_pae() && !Hpa::DUMMY_ROOT.is_pae());
+        let last = Hpa::pae_root(PAE_TABLES - 1);
+        assert_eq!((Hpa::PAE_ROOT.pae_table(), last.pae_table()), (Some(0), Some(16)));
+        for other in [Hpa::DUMMY_ROOT, Hpa::INVALID, Hpa::default(), SpId::new(0).hpa(), Hpa::pae_root(17)] {
+            assert_eq!(other.pae_table(), None);
+        }
     }
 
     #[test]

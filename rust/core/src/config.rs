@@ -1,13 +1,15 @@
 //! What a machine is made of: memory, vCPUs, root policy.
 
+mod choice;
 mod cpu_model;
 mod lock_kind;
+mod pae_root_policy;
 
 use core::{fmt, str::FromStr};
 
-pub use self::{cpu_model::CpuModel, lock_kind::LockKind};
+pub use self::{cpu_model::CpuModel, lock_kind::LockKind, pae_root_policy::PaeRootPolicy};
 use crate::{
-    addr::Gpa,
+    addr::{Gpa, PAE_TABLES},
     error::{Error, Result},
     link::LinkPolicy,
 };
@@ -16,6 +18,7 @@ use crate::{
 pub const MAX_VCPUS: usize = 1024;
 /// Most previous roots (E032).
 pub const MAX_PREV_ROOTS: u8 = 16;
+const _: () = assert!(PAE_TABLES == MAX_PREV_ROOTS as usize + 1);
 /// End of the guest-physical space that memslots may use.
 pub const MAX_GPA: u64 = 1 << 46;
 /// Entries of the software TLB unless told otherwise: the size of a second-level TLB.
@@ -190,6 +193,8 @@ pub struct VmConfig {
     pub lock: LockKind,
     /// How an already-unsync page is brought under another root.
     pub link: LinkPolicy,
+    /// Whether the roots of 32-bit and PAE guests are cached.
+    pub pae_roots: PaeRootPolicy,
     /// Entries of each vCPU's software TLB; 0 = every access walks the shadow tables.
     pub tlb_entries: usize,
     /// What processor each vCPU is.
@@ -214,6 +219,7 @@ impl Default for VmConfig {
             policy: Policy::Lru(3),
             lock: LockKind::default(),
             link: LinkPolicy::default(),
+            pae_roots: PaeRootPolicy::default(),
             tlb_entries: DEFAULT_TLB_ENTRIES,
             cpu: CpuModel::default(),
             trace: false,
@@ -226,6 +232,11 @@ impl Default for VmConfig {
 }
 
 impl VmConfig {
+    /// Whether roots of four entries enter the root cache: where they are to, and there is one.
+    pub fn caches_pae_roots(&self) -> bool {
+        self.pae_roots == PaeRootPolicy::Cached && self.policy != Policy::Locked
+    }
+
     /// Checks every value but the slots, which [`GuestMemory`](crate::memory::GuestMemory) checks as it adds them.
     ///
     /// # Errors

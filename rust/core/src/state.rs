@@ -34,12 +34,13 @@ fn vcpu_words(shared: &Shared, vcpu: &Vcpu, out: &mut Vec<u64>) {
     let regs = &vcpu.regs;
     out.extend([regs.cr0, regs.cr3, regs.cr4, regs.efer]);
     out.extend([u64::from(vcpu.pending(shared).bits()), u64::from(vcpu.shut_down)]);
-    out.extend([vcpu.roots.current.pgd, vcpu.roots.current.hpa.get()]);
-    out.extend(vcpu.roots.pae.map(Hpa::get));
     out.extend(vcpu.pdptrs);
     out.push(vcpu.roots.previous.len() as u64);
-    for root in &vcpu.roots.previous {
+    for root in vcpu.roots.iter() {
+        let table = vcpu.pae.get(root.hpa).copied().unwrap_or_default();
         out.extend([root.pgd, root.hpa.get()]);
+        out.extend(table.pages.map(Hpa::get));
+        out.extend(table.pdptrs);
     }
     out.push(vcpu.tlb.sets() as u64);
     for set in 0..vcpu.tlb.sets() {

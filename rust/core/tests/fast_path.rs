@@ -4,7 +4,9 @@
 //! read-modify-write of the facade means none to a line that another vCPU reads.
 #![cfg(feature = "count-sync")]
 
-use shadow_mmu::{AccessFlags, AccessKind, Cpu, Gpa, Gva, LockKind, Outcome, Policy, Vm, VmConfig};
+use shadow_mmu::{
+    AccessFlags, AccessKind, Cpu, Gpa, Gva, LockKind, Op, OpKind, Outcome, PaeRootPolicy, Policy, Vm, VmConfig,
+};
 use shadow_mmu_sync::count::{self, Counts};
 
 const KERNEL: u64 = 0x10_0000;
@@ -48,6 +50,54 @@ fn e001_a_clean_fast_switch_has_no_lock_no_rmw_and_no_store() {
             let counts = counted_switch(policy, lock);
             assert_eq!((counts.locks, counts.rmws, counts.stores), (0, 0, 0), "{policy}, {lock}: {counts:?}");
             assert!(counts.loads >= 1, "{policy}, {lock}: the root was looked at: {counts:?}");
+        }
+    }
+}
+
+/// A guest without long mode: a page directory at `root + 0x1000` and a table behind it; `root` holds one PDPTR. Of 32-bit paging
+/// the same words are two tables of a directory at `root + 0x1000`.
+fn narrow_vm(policy: Policy, pae_roots: PaeRootPolicy, cr4: u64) -> Vm {
+    let slots = vec![(Gpa::new(0), 4 << 20)];
+    let vm = Vm::new(VmConfig { slots, vcpus: 2, policy, pae_roots, ..VmConfig::default() }).unwrap();
+    for root in [KERNEL, USER] {
+        for (at, entry) in [(root, root + 0x1001), (root + 0x1000, root + 0x2067), (root + 0x2000, 0x3067)] {
+            vm.host_write(Gpa::new(at), &entry.to_le_bytes()).unwrap();
+        }
+    }
+    for (kind, addr) in [(OpKind::WriteCr4, cr4), (OpKind::WriteEfer, 0x800)] {
+        let op = Op { flags: Op::HOST, ..Op::new(kind, addr) };
+        assert_eq!(vm.cpu(0).unwrap().execute(&op, &[]), Ok(Outcome::Ok(0)));
+    }
+    vm
+}
+
+/// The counts of one CR3 write, and of the guest entry after it, once both roots are known.
+fn counted_narrow_switch(policy: Policy, pae_roots: PaeRootPolicy, cr4: u64) -> [Counts; 2] {
+    let vm = narrow_vm(policy, pae_roots, cr4);
+    let mut cpu = vm.cpu(0).unwrap();
+    let directory = if cr4 & 0x20 == 0 { 0x1000 } else { 0 };
+    for cr3 in [KERNEL, USER, KERNEL, USER] {
+        switch_and_fetch(&mut cpu, cr3 + directory);
+    }
+    count::reset();
+    assert_eq!(cpu.write_cr3(KERNEL + directory), Ok(Outcome::Ok(0)));
+    let switch = count::snapshot();
+    count::reset();
+    let enter = Op::new(OpKind::SyncTlb, 0);
+    assert_eq!(cpu.execute(&enter, &[]), Ok(Outcome::Ok(0)));
+    [switch, count::snapshot()]
+}
+
+#[test]
+fn e017_with_cached_roots_a_clean_switch_of_a_pae_or_32_bit_guest_has_no_lock_no_rmw_and_no_store() {
+    for policy in [Policy::Seed, Policy::Lru(1), Policy::Lru(3), Policy::Lru(16)] {
+        for cr4 in [0x20, 0x10] {
+            let [switch, entry] = counted_narrow_switch(policy, PaeRootPolicy::Cached, cr4);
+            assert_eq!((switch.locks, switch.rmws, switch.stores), (0, 0, 0), "{policy}, CR4 {cr4:#x}: {switch:?}");
+            assert!(switch.loads >= 1, "{policy}, CR4 {cr4:#x}: the pages of the root were looked at: {switch:?}");
+            assert_eq!(entry.locks, 0, "{policy}, CR4 {cr4:#x}: {entry:?}");
+            let [switch, entry] = counted_narrow_switch(policy, PaeRootPolicy::Uncached, cr4);
+            assert_eq!((switch.locks, entry.locks), (1, 2), "{policy}, CR4 {cr4:#x}: free, load and sync");
         }
     }
 }

@@ -39,7 +39,7 @@ pub(crate) struct Vm {
 #[pymethods]
 impl Vm {
     #[new]
-    #[pyo3(signature = (*, slots, vcpus, policy, tlb_entries, cpu, trace, lock_times, cr3_times, lock="queued", link="mark-first", lock_watch=false, mutant=None))]
+    #[pyo3(signature = (*, slots, vcpus, policy, tlb_entries, cpu, trace, lock_times, cr3_times, lock="queued", link="mark-first", pae_roots="uncached", lock_watch=false, mutant=None))]
     #[expect(
         clippy::too_many_arguments,
         clippy::needless_pass_by_value,
@@ -58,6 +58,7 @@ impl Vm {
         cr3_times: bool,
         lock: &str,
         link: &str,
+        pae_roots: &str,
         lock_watch: bool,
         mutant: Option<&str>,
     ) -> PyResult<Self> {
@@ -69,6 +70,7 @@ impl Vm {
             policy: policy.parse().map_err(refuse)?,
             lock: lock.parse().map_err(refuse)?,
             link: link.parse().map_err(refuse)?,
+            pae_roots: pae_roots.parse().map_err(refuse)?,
             tlb_entries: usize::try_from(tlb_entries.0).unwrap_or(usize::MAX),
             cpu: cpu.model(),
             trace,

@@ -34,16 +34,31 @@ impl fmt::Display for Violation {
 /// What the audit needs to know of a vCPU.
 #[derive(Clone, Debug)]
 pub(crate) struct VcpuView {
-    /// Current root first, then the previous ones: (tag, hpa).
-    pub roots: Vec<(u64, Hpa)>,
-    /// The pages of the current root if that is a PAE root.
-    pub pae: Vec<SpId>,
+    /// Current root first, then the previous ones.
+    pub roots: Vec<RootView>,
+    /// The PDPTRs that the current root must be made of, if it is a PAE root.
+    pub pdptrs: [u64; 4],
     /// Whether the tags belong to the roots (not so for the seed, whose tag stands apart: S1).
     pub tagged: bool,
+    /// Whether a previous root may be a PAE root.
+    pub caches_pae: bool,
     /// Requests pending.
     pub pending: Requests,
     /// Valid TLB entries: page number and SPTE value.
     pub tlb: Vec<(u64, u64)>,
+}
+
+/// What the audit needs to know of a root.
+#[derive(Clone, Debug)]
+pub(crate) struct RootView {
+    /// The CR3 value that it belongs to.
+    pub tag: u64,
+    /// What the vCPU knows it by.
+    pub hpa: Hpa,
+    /// Its shadow pages: one, of a PAE root up to four, of another none.
+    pub pages: Vec<SpId>,
+    /// The PDPTRs that a PAE root was made of.
+    pub pdptrs: [u64; 4],
 }
 
 /// Frames looked at before the audit asks again whether it is to stop.
@@ -149,33 +164,34 @@ impl MmuView<'_> {
     fn audit_vcpus(&self, vcpus: &[VcpuView], findings: &mut Findings) {
         let mut references: FxHashMap<SpId, u32> = FxHashMap::default();
         for (number, vcpu) in vcpus.iter().enumerate() {
-            for (position, &(tag, hpa)) in vcpu.roots.iter().enumerate() {
-                let Some(sp) = hpa.shadow_page() else {
-                    let allowed = !hpa.is_valid() || position == 0;
-                    findings
-                        .check(allowed, "I17", || format!("vCPU {number} caches a root without page at {position}"));
-                    continue;
+            for (position, root) in vcpu.roots.iter().enumerate() {
+                let allowed = match root.hpa.shadow_page() {
+                    None if root.hpa.is_pae() => position == 0 || vcpu.caches_pae,
+                    None => position == 0 || !root.hpa.is_valid(),
+                    Some(_) => true,
                 };
-                *references.entry(sp).or_default() += 1;
-                let page = self.state.pages.page(sp);
-                let pending = vcpu.pending.contains(Requests::FREE_OBSOLETE_ROOTS);
-                findings.check(!page.role.is_invalid() || pending, "I18", || {
-                    format!("vCPU {number} keeps the obsolete root {} and no request is pending", sp.get())
-                });
-                let twin = vcpu.roots[..position].iter().any(|&(other, at)| {
-                    other == tag && at.shadow_page().is_some_and(|at| self.state.pages.page(at).role == page.role)
-                });
+                findings.check(allowed, "I17", || format!("vCPU {number} caches a root without page at {position}"));
+                let own_table = vcpu.roots[..position].iter().all(|other| !root.hpa.is_pae() || other.hpa != root.hpa);
+                findings.check(own_table, "I17", || format!("vCPU {number} has two roots in table {:?}", root.hpa));
+                for &sp in &root.pages {
+                    *references.entry(sp).or_default() += 1;
+                    let pending = vcpu.pending.contains(Requests::FREE_OBSOLETE_ROOTS);
+                    findings.check(!self.state.pages.page(sp).role.is_invalid() || pending, "I18", || {
+                        format!("vCPU {number} keeps the obsolete root {} and no request is pending", sp.get())
+                    });
+                }
+                let twin = vcpu.roots[..position].iter().any(|other| self.are_twins(other, root));
                 findings.check(!(twin && vcpu.tagged), "I17", || {
-                    format!("vCPU {number} has two roots for pgd {tag:#x} and role {:#x}", page.role.word())
+                    format!("vCPU {number} has two roots for pgd {:#x} and the same roles", root.tag)
                 });
             }
-            for &sp in &vcpu.pae {
-                *references.entry(sp).or_default() += 1;
-                let invalid = self.state.pages.page(sp).role.is_invalid();
-                findings.check(!invalid || vcpu.pending.contains(Requests::FREE_OBSOLETE_ROOTS), "I18", || {
-                    format!("vCPU {number} keeps the obsolete PAE root {} and no request is pending", sp.get())
-                });
-            }
+            let current = &vcpu.roots[0];
+            findings.check(!current.hpa.is_pae() || current.pdptrs == vcpu.pdptrs, "I17", || {
+                format!(
+                    "vCPU {number} runs on a root of the PDPTRs {:x?}, loaded are {:x?}",
+                    current.pdptrs, vcpu.pdptrs
+                )
+            });
             self.audit_tlb(number, vcpu, findings);
         }
         for (id, page) in self.state.pages.iter() {
@@ -184,6 +200,12 @@ impl MmuView<'_> {
                 format!("page {} has root_count {}, vCPUs refer to it {found} times", id.get(), page.root_refs.count())
             });
         }
+    }
+
+    /// Whether two roots are of the same CR3, the same PDPTRs, and pages of the same roles: one of them would do.
+    fn are_twins(&self, one: &RootView, other: &RootView) -> bool {
+        let roles = |root: &RootView| root.pages.iter().map(|&sp| self.state.pages.page(sp).role).collect::<Vec<_>>();
+        !one.pages.is_empty() && one.tag == other.tag && one.pdptrs == other.pdptrs && roles(one) == roles(other)
     }
 
     /// T1: unless a flush is pending, no TLB entry lets a synced guest table be written (F-15).

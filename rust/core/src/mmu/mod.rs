@@ -19,7 +19,12 @@ mod writes;
 mod zap;
 
 pub use self::audit::Violation;
-pub(crate) use self::{audit::VcpuView, lock::MmuLocked, requests::Requests, view::MmuView};
+pub(crate) use self::{
+    audit::{RootView, VcpuView},
+    lock::MmuLocked,
+    requests::Requests,
+    view::MmuView,
+};
 pub(crate) use self::{
     fault::{FaultOutcome, GuestFault},
     writes::{Stored, TableWrite},

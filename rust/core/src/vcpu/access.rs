@@ -129,7 +129,7 @@ impl Vcpu {
     /// The hardware's walk of the shadow tables: the leaf and where it is, `None` at an entry that is not present.
     #[inline]
     pub(super) fn hardware_walk(&self, shared: &Shared, gva: Gva) -> Option<(SpteRef, Spte)> {
-        let mut sp = self.roots.page_for(gva)?;
+        let mut sp = self.top_page(self.root(), gva)?;
         let mut level = shared.arena.header(sp).role().level();
         loop {
             let at = SpteRef::new(sp, level.index(gva));

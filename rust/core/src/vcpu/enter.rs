@@ -169,12 +169,15 @@ impl Vcpu {
         for (index, slot) in self.roots.previous.iter_mut().enumerate() {
             if set.contains(RootSet::previous(index)) && slot.hpa.is_valid() {
                 locked.put_root(slot.hpa);
+                for page in self.pae.take(slot.hpa) {
+                    locked.put_root(page);
+                }
                 slot.hpa = Hpa::INVALID;
             }
         }
         if set.contains(RootSet::CURRENT) && self.roots.current.hpa.is_valid() {
             locked.put_root(self.roots.current.hpa);
-            for entry in core::mem::take(&mut self.roots.pae) {
+            for entry in self.pae.take(self.roots.current.hpa) {
                 locked.put_root(entry);
             }
             self.roots.current = RootInfo::NONE;
@@ -182,26 +185,30 @@ impl Vcpu {
         locked.commit_zap();
     }
 
-    /// Frees the roots whose page was zapped, and those without a page: nobody can tell whether they are (E151).
+    /// Frees the roots whose page was zapped, and those without a page: nobody can tell whether they are (E151). Where PAE roots
+    /// are cached, their pages tell.
     fn free_obsolete_roots(&mut self, shared: &Shared) {
-        self.free_roots_where(
-            shared,
-            |hpa| hpa.is_valid() && hpa.shadow_page().is_none_or(|sp| shared.arena.header(sp).role().is_invalid()),
-            RootSet::CURRENT,
-        );
+        let zapped = |sp| shared.arena.header(sp).role().is_invalid();
+        let set = self.roots_where(RootSet::CURRENT, |hpa| {
+            if hpa.is_pae() && shared.config.caches_pae_roots() {
+                return self.pae.pages(hpa).any(zapped) || self.lacks_page(shared, hpa);
+            }
+            hpa.is_valid() && hpa.shadow_page().is_none_or(zapped)
+        });
+        self.free_roots(shared, set);
     }
 
     /// Frees the previous roots that would need a sync. KVM: `kvm_mmu_sync_prev_roots`.
     fn free_unsync_previous(&mut self, shared: &Shared) {
-        self.free_roots_where(
-            shared,
-            |hpa| hpa.shadow_page().is_some_and(|sp| shared.arena.header(sp).sync_state().observe()),
-            RootSet::none(),
-        );
+        let set = self.roots_where(RootSet::none(), |hpa| {
+            let mut pages = hpa.shadow_page().into_iter().chain(self.pae.pages(hpa));
+            pages.any(|sp| shared.arena.header(sp).sync_state().observe())
+        });
+        self.free_roots(shared, set);
     }
 
-    /// Frees previous roots, and the current one if `candidates` has it, for which `which` holds.
-    fn free_roots_where(&mut self, shared: &Shared, which: impl Fn(Hpa) -> bool, candidates: RootSet) {
+    /// The previous roots, and the current one if `candidates` has it, for which `which` holds.
+    fn roots_where(&self, candidates: RootSet, which: impl Fn(Hpa) -> bool) -> RootSet {
         let mut set = RootSet::none();
         if candidates.contains(RootSet::CURRENT) && which(self.roots.current.hpa) {
             set = set.with(RootSet::CURRENT);
@@ -211,6 +218,6 @@ impl Vcpu {
                 set = set.with(RootSet::previous(index));
             }
         }
-        self.free_roots(shared, set);
+        set
     }
 }

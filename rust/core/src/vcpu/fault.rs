@@ -58,7 +58,7 @@ impl Vcpu {
             return Ok(Handled::Emulate(gpa));
         }
         fix_supervisor_write(&mut found, rules, kind, flags);
-        let (root, top) = (self.root(), self.roots.page_for(gva));
+        let (root, top) = (self.root(), self.top_page(self.root(), gva));
         if self.seems_mapped(shared, &found, gva, kind, flags)
             && shared.lock_shared(&mut self.cx, LockReason::Fault).view().is_mapped(top, &found, gva)
         {
@@ -108,7 +108,7 @@ impl Vcpu {
     /// path is freed and used again meanwhile (D.3, E161); with a request pending it is left out, as it is only a hint.
     fn clear_flooding_on_path(&mut self, shared: &Shared, gva: Gva) {
         let Some(_section) = shared.modes[self.index].section() else { return };
-        let mut next = self.roots.page_for(gva);
+        let mut next = self.top_page(self.root(), gva);
         while let Some(sp) = next {
             let header = shared.arena.header(sp);
             header.clear_flooding();

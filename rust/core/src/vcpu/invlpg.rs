@@ -24,7 +24,7 @@ impl Vcpu {
         }
         match shared.config.policy {
             Policy::Locked | Policy::Seed => {
-                let top = self.roots.page_for(gva);
+                let top = self.top_page(self.root(), gva);
                 if self.has_entries_to_sync(self.root()) && !self.is_clean(shared, self.root()) {
                     let mut locked = shared.lock(&mut self.cx, LockReason::Invlpg);
                     if let Some(top) = top {
@@ -48,7 +48,7 @@ impl Vcpu {
         if !self.has_entries_to_sync(root.hpa) || self.is_clean(shared, root.hpa) {
             return;
         }
-        let top = if root.hpa.is_pae() { self.roots.page_for(gva) } else { root.hpa.shadow_page() };
+        let top = self.top_page(root.hpa, gva);
         let mut locked = shared.lock(&mut self.cx, LockReason::Invlpg);
         if let Some(top) = top {
             locked.sync_address(top, gva);

@@ -8,20 +8,27 @@ mod emulate;
 mod enter;
 mod fault;
 mod invlpg;
+mod narrow_switch;
 mod pae;
+pub mod pae_roots;
 mod registers;
 pub mod roots;
 mod switch;
 pub mod tlb;
 
-use self::{cr3_watch::Cr3Watch, roots::RootCache, tlb::Tlb};
+use self::{
+    cr3_watch::Cr3Watch,
+    pae_roots::PaeRoots,
+    roots::{RootCache, RootInfo},
+    tlb::Tlb,
+};
 use crate::{
-    addr::Hpa,
+    addr::{Gva, Hpa, SpId},
     config::VmConfig,
     error::Result,
-    mmu::{MmuCx, PagingContext, Requests, Shared, VcpuView},
+    mmu::{MmuCx, PagingContext, Requests, RootView, Shared, VcpuView},
     op::Outcome,
-    regs::ControlRegs,
+    regs::{ControlRegs, PagingMode},
     stats::VcpuStats,
 };
 
@@ -38,6 +45,8 @@ pub struct Vcpu {
     pub(crate) index: usize,
     pub(crate) regs: ControlRegs,
     pub(crate) roots: RootCache,
+    /// What stands behind roots of four entries.
+    pub(crate) pae: PaeRoots,
     /// The entries that PAE paging starts from, as they were when they were loaded (E101).
     pub(crate) pdptrs: [u64; 4],
     pub(crate) tlb: Tlb,
@@ -58,6 +67,7 @@ impl Vcpu {
             index,
             regs,
             roots: RootCache::new(config.policy.prev_roots()),
+            pae: PaeRoots::new(if config.caches_pae_roots() { config.policy.prev_roots() + 1 } else { 1 }),
             pdptrs: [0; 4],
             tlb: Tlb::new(config.tlb_entries)?,
             cx,
@@ -75,11 +85,32 @@ impl Vcpu {
     /// What the audit looks at.
     pub(crate) fn view(&self, shared: &Shared) -> VcpuView {
         VcpuView {
-            roots: self.roots.iter().map(|root| (root.pgd, root.hpa)).collect(),
-            pae: self.roots.pae_pages().collect(),
+            roots: self.roots.iter().map(|root| self.root_view(root)).collect(),
+            pdptrs: self.made_of(),
             tagged: shared.config.policy.is_lru(),
+            caches_pae: shared.config.caches_pae_roots(),
             pending: self.pending(shared),
             tlb: self.tlb.iter().collect(),
+        }
+    }
+
+    fn root_view(&self, root: RootInfo) -> RootView {
+        let pdptrs = self.pae.get(root.hpa).map(|table| table.pdptrs).unwrap_or_default();
+        let pages = root.hpa.shadow_page().into_iter().chain(self.pae.pages(root.hpa)).collect();
+        RootView { tag: root.pgd, hpa: root.hpa, pages, pdptrs }
+    }
+
+    /// The PDPTRs that a root of four entries is made of: those loaded, zeroes where the mode has none.
+    pub(crate) fn made_of(&self) -> [u64; 4] {
+        if self.regs.mode() == PagingMode::Pae { self.pdptrs } else { [0; 4] }
+    }
+
+    /// The shadow page in which the walk of `gva` begins under a root; `None` for a root, or a GiB, without one.
+    #[inline]
+    pub(super) fn top_page(&self, root: Hpa, gva: Gva) -> Option<SpId> {
+        match root.shadow_page() {
+            None if root.is_pae() => self.pae.page_for(root, gva),
+            page => page,
         }
     }
 

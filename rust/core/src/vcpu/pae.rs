@@ -1,24 +1,19 @@
 //! What a vCPU without long mode has more: PDPTRs and a root of four entries (E040, E043, E052, E101).
 //!
-//! KVM: `load_pdptrs`, `mmu->pae_root`. Such a root is no shadow page and never enters the cache (E017): each CR3 write frees
-//! it, and the next entry makes another.
+//! KVM: `load_pdptrs`, `mmu->pae_root`. There such a root never enters the cache (E017): each CR3 write frees it, and the next
+//! entry makes another. With `pae_roots=cached` it is parked and found again by the rules of a 4-level root (`narrow_switch.rs`).
 
 use smallvec::SmallVec;
 
-use super::{
-    Vcpu,
-    cr3_watch::{Stopwatch, SwitchResult},
-    roots::RootSet,
-};
+use super::{Vcpu, pae_roots::PaeRoot, roots::RootSet};
 use crate::{
     addr::{Gfn, Gpa, Hpa, PAGE_SHIFT, PHYS_MASK, SpId},
-    config::Policy,
     error::Result,
     mmu::Shared,
-    op::Outcome,
     paging::{PTE_PRESENT, TableMemory},
     regs::PagingMode,
     role::PageRole,
+    shadow::publish::{self, KvmOrder},
     stats::LockReason,
 };
 
@@ -37,56 +32,49 @@ impl Vcpu {
         Some(pdptrs)
     }
 
-    /// Takes over PDPTRs; a root that was made from other ones goes (F-10).
+    /// Takes over PDPTRs for the CR3 that there is; a root that was made from other ones goes (F-10), and parked ones of this CR3
+    /// with it: one of them may be what the next entry makes, and the cache holds nothing twice (I17).
     pub(super) fn use_pdptrs(&mut self, shared: &Shared, pdptrs: [u64; 4]) {
         if pdptrs != self.pdptrs {
-            self.free_roots(shared, RootSet::CURRENT);
+            let mut set = RootSet::CURRENT;
+            if shared.config.caches_pae_roots() && shared.config.policy.is_lru() {
+                for (index, root) in self.roots.previous.iter().enumerate() {
+                    set = if root.pgd == self.regs.cr3 { set.with(RootSet::previous(index)) } else { set };
+                }
+            }
+            self.free_roots(shared, set);
             self.pdptrs = pdptrs;
         }
     }
 
-    /// MOV to CR3 outside long mode, of the low 32 bits. Only 4- and 5-level roots are cached (E017), so another value frees the
-    /// root. Under PAE the PDPTRs are loaded first, and must load (B.3); up to 2021 the same value loaded nothing but where memory
-    /// differed (`pdptrs_changed`, E010).
-    #[cold]
-    pub(super) fn write_narrow_cr3(&mut self, shared: &Shared, value: u64) -> Outcome {
-        let value = value & 0xffff_ffff;
-        let stopwatch = Stopwatch::start(&self.cx.stats);
-        self.watch.settle(&mut self.cx.stats);
-        self.cx.took_lock = false;
-        let mut same = value == self.regs.cr3;
-        if self.regs.mode() == PagingMode::Pae {
-            let Some(pdptrs) = Self::read_pdptrs(shared, value) else { return Outcome::GeneralProtection };
-            same &= pdptrs == self.pdptrs;
-            self.use_pdptrs(shared, pdptrs);
-        }
-        let result = match shared.config.policy {
-            Policy::Lru(_) => self.switch_lru(shared, value),
-            Policy::Locked | Policy::Seed if same => self.rewrite_cr3(shared),
-            Policy::Locked | Policy::Seed => {
-                if shared.config.policy == Policy::Seed {
-                    self.roots.previous[0].pgd = self.regs.cr3;
-                }
-                self.regs.cr3 = value;
-                self.free_roots(shared, RootSet::CURRENT);
-                SwitchResult::Miss
-            }
-        };
-        self.watch.open(result, self.cx.took_lock, &stopwatch);
-        Outcome::Ok(0)
-    }
-
-    /// Syncs the pages of a PAE root one by one, always under the lock (E052); without paging there is nothing to sync.
+    /// Syncs the pages of a PAE root one by one (E052); without paging there is nothing to sync. KVM always takes the lock for it;
+    /// where such roots are cached, not if the flags of all its pages are clear (E050).
     #[cold]
     pub(super) fn sync_pae_root(&mut self, shared: &Shared) {
         if !self.root().is_pae() || self.regs.mode() == PagingMode::None {
             return;
         }
-        let pages: SmallVec<[SpId; 4]> = self.roots.pae_pages().collect();
+        if shared.config.caches_pae_roots() {
+            // As for a 4-level root: the guest's stores to its tables come before the look at the flags (D.3, P12).
+            publish::barrier_before_observe::<KvmOrder>();
+            if !self.pae.pages(self.root()).any(|sp| shared.arena.header(sp).sync_state().observe()) {
+                return;
+            }
+        }
+        let pages: SmallVec<[SpId; 4]> = self.pae.pages(self.root()).collect();
         let mut locked = shared.lock(&mut self.cx, LockReason::Sync);
         for page in pages {
             locked.sync_children(page);
         }
+    }
+
+    /// Whether a PAE root has no page for a PDPTR whose table is in memory by now (E016).
+    pub(super) fn lacks_page(&self, shared: &Shared, root: Hpa) -> bool {
+        self.pae.get(root).is_some_and(|table| {
+            let lacks =
+                |(page, &pdptr): (&Hpa, &u64)| page.shadow_page().is_none() && table_of(shared, pdptr).is_some();
+            table.pages.iter().zip(&table.pdptrs).any(lacks)
+        })
     }
 
     /// Makes the four pages of a PAE root (E040, E042, E043): without paging each maps its GiB directly; of a 32-bit guest each
@@ -98,11 +86,7 @@ impl Vcpu {
         let frames: [Option<Gfn>; 4] = core::array::from_fn(|gib| match mode {
             PagingMode::None => Some(Gfn::new((gib as u64) << (30 - PAGE_SHIFT))),
             PagingMode::Bits32 => Some(gfn),
-            _ => {
-                let pdptr = self.pdptrs[gib];
-                let frame = Gpa::new(pdptr & PHYS_MASK).gfn();
-                (pdptr & PTE_PRESENT != 0 && shared.is_visible(frame)).then_some(frame)
-            }
+            _ => table_of(shared, self.pdptrs[gib]),
         });
         let mut locked = shared.lock(&mut self.cx, LockReason::Load);
         let mut entries = [Hpa::default(); 4];
@@ -119,11 +103,18 @@ impl Vcpu {
             }
         }
         drop(locked);
-        self.roots.pae = entries;
-        self.set_current_root(shared, Hpa::PAE_ROOT);
+        let table = PaeRoot { pages: entries, pdptrs: self.made_of() };
+        let root = self.pae.fill(&self.roots, table);
+        self.set_current_root(shared, root);
         if mode == PagingMode::None {
             self.roots.current.pgd = 0;
         }
         Ok(())
     }
+}
+
+/// The frame of the table that a PDPTR leads to, if it is present and the table in memory.
+fn table_of(shared: &Shared, pdptr: u64) -> Option<Gfn> {
+    let frame = Gpa::new(pdptr & PHYS_MASK).gfn();
+    (pdptr & PTE_PRESENT != 0 && shared.is_visible(frame)).then_some(frame)
 }

@@ -5,10 +5,7 @@
 
 use smallvec::{SmallVec, smallvec};
 
-use crate::{
-    addr::{Gva, Hpa, SpId},
-    config::MAX_PREV_ROOTS,
-};
+use crate::{addr::Hpa, config::MAX_PREV_ROOTS};
 
 /// A root and the CR3 value that it was loaded for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,8 +28,6 @@ impl RootInfo {
 pub struct RootCache {
     /// The root in use.
     pub current: RootInfo,
-    /// Under [`Hpa::PAE_ROOT`] the pages of the four GiB, [`Hpa::default`] where there is none. KVM: `pae_root`.
-    pub pae: [Hpa; 4],
     /// Previous roots, the most recent first. In place, not on the heap: allocations of two vCPUs can share a line, and
     /// every switch stores here.
     pub previous: SmallVec<[RootInfo; MAX_PREV_ROOTS as usize]>,
@@ -73,7 +68,7 @@ impl RootSet {
 impl RootCache {
     /// A cache with `previous` empty slots.
     pub fn new(previous: usize) -> Self {
-        Self { current: RootInfo::NONE, pae: [Hpa::default(); 4], previous: smallvec![RootInfo::NEVER; previous] }
+        Self { current: RootInfo::NONE, previous: smallvec![RootInfo::NEVER; previous] }
     }
 
     /// Rotates the cache until `usable` accepts the current root; the current one is tried first (E027). On a miss the
@@ -105,21 +100,6 @@ impl RootCache {
         true
     }
 
-    /// The shadow page in which the hardware walk of `gva` begins; `None` for a root, or a GiB, without one.
-    #[inline]
-    pub fn page_for(&self, gva: Gva) -> Option<SpId> {
-        match self.current.hpa.shadow_page() {
-            None if self.current.hpa.is_pae() => self.pae[gva.gib()].shadow_page(),
-            page => page,
-        }
-    }
-
-    /// The pages of a PAE root, none under another root.
-    pub fn pae_pages(&self) -> impl Iterator<Item = SpId> + '_ {
-        let entries: &[Hpa] = if self.current.hpa.is_pae() { &self.pae } else { &[] };
-        entries.iter().filter_map(|entry| entry.shadow_page())
-    }
-
     /// All entries, the current one first.
     pub fn iter(&self) -> impl Iterator<Item = RootInfo> + '_ {
         core::iter::once(self.current).chain(self.previous.iter().copied())
@@ -129,6 +109,7 @@ impl RootCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addr::SpId;
 
     fn root(number: u32) -> RootInfo {
         RootInfo { pgd: u64::from(number) << 12, hpa: SpId::new(number).hpa() }
