@@ -67,6 +67,7 @@ class Vm:
         lock: str = "queued",
         link: str = "mark-first",
         pae_roots: str = "uncached",
+        mmu: str = "shadow",
         lock_watch: bool = False,
         mutant: str | None = None,
     ) -> Vm: ...

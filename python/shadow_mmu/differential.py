@@ -148,7 +148,7 @@ def compare(
     """
     one, two = left(stream.config), right(stream.config)
     config = stream.config
-    legal = LegalTranslations(config.slots, config.vcpus, config.cpu) if oracle else None
+    legal = LegalTranslations(config.slots, config.vcpus, config.cpu, policy=config.policy) if oracle else None
     pages = np.array(stream.pages, _WORD).reshape(-1, 512)
     last = len(stream.ops) - 1
     for index, op in enumerate(stream.ops):

@@ -1,4 +1,4 @@
-"""The policies: how many previous roots a vCPU keeps and who pays for the sync (``docs/machine.md`` §3); what the lock is; the order of a link."""
+"""The policies: how many previous roots a vCPU keeps and who pays for the sync (``docs/machine.md`` §3); what the lock is; the order of a link; what the hardware walks."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,10 +12,12 @@ PolicyKind = Literal["locked", "seed", "lru"]
 LockKind = Literal["queued", "ticket", "ttas", "mutex", "rwlock"]
 LinkOrder = Literal["mark-first", "kvm", "full-sync"]
 PaeRoots = Literal["uncached", "cached"]
+MmuKind = Literal["shadow", "tdp"]
 
 LOCK_KINDS: Final[tuple[LockKind, ...]] = get_args(LockKind)
 LINK_ORDERS: Final[tuple[LinkOrder, ...]] = get_args(LinkOrder)
 PAE_ROOTS: Final[tuple[PaeRoots, ...]] = get_args(PaeRoots)
+MMU_KINDS: Final[tuple[MmuKind, ...]] = get_args(MmuKind)
 
 
 class PolicyOptions(TypedDict, total=False):
@@ -24,6 +26,7 @@ class PolicyOptions(TypedDict, total=False):
     lock: LockKind
     link: LinkOrder
     pae_roots: PaeRoots
+    mmu: MmuKind
 
 
 # The choices of each option; the first is the default.
@@ -40,7 +43,7 @@ def _listed(choices: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What a CR3 write does with the outgoing root, what kind of lock the mmu_lock is, how an unsync page is linked.
+    """What a CR3 write does with the outgoing root, what kind of lock the mmu_lock is, how an unsync page is linked, what is walked.
 
     ``locked`` is KVM before the 2018 patch (no previous root, every switch takes the mmu_lock), ``seed`` is that patch
     (one previous root), ``lru:N`` the modern kernel with N previous roots.
@@ -62,6 +65,9 @@ class Policy:
         What a switch does with the root of a 32-bit or PAE guest, which is four entries: ``uncached`` frees it, as KVM, so that
         each switch takes the mmu_lock (E017); ``cached`` keeps it among the previous roots of ``seed`` and ``lru:N`` like any
         other (``docs/machine.md`` §14).
+    mmu : {"shadow", "tdp"}
+        What the hardware walks: ``shadow`` tables made from the guest's, or with ``tdp`` the guest's own tables and, for each
+        address in them, direct ones (two-dimensional paging, ``docs/machine.md`` §15). No guest table is shadowed then.
 
     Raises
     ------
@@ -75,6 +81,7 @@ class Policy:
     lock: LockKind = "queued"
     link: LinkOrder = "mark-first"
     pae_roots: PaeRoots = "uncached"
+    mmu: MmuKind = "shadow"
 
     def __post_init__(self) -> None:
         if type(self.previous) is not int:
@@ -169,7 +176,7 @@ class Policy:
     @property
     def caches_pae_roots(self) -> bool:
         """Whether roots of four entries enter the root cache: where they are to, and there is one."""
-        return self.pae_roots == "cached" and self.kind != "locked"
+        return self.pae_roots == "cached" and self.kind != "locked" and self.mmu == "shadow"
 
     @property
     def options(self) -> PolicyOptions:

@@ -33,7 +33,7 @@ from shadow_mmu import Memslot, Policy, Recording, Vm, VmConfig, errors, ops, re
 from shadow_mmu.cpu import CpuModel
 from shadow_mmu.frozen import FrozenDict
 from shadow_mmu.litmus.timeline import Timeline
-from shadow_mmu.policy import LINK_ORDERS, LOCK_KINDS, PAE_ROOTS
+from shadow_mmu.policy import LINK_ORDERS, LOCK_KINDS, MMU_KINDS, PAE_ROOTS
 from shadow_mmu.stressing.plan import StressPlan
 from shadow_mmu.workloads.runner import run_kpti
 
@@ -92,6 +92,7 @@ policies = st.builds(
     lock=st.sampled_from(LOCK_KINDS),
     link=st.sampled_from(LINK_ORDERS),
     pae_roots=st.sampled_from(PAE_ROOTS),
+    mmu=st.sampled_from(MMU_KINDS),
 ) | st.sampled_from([Policy.locked(), Policy.seed()])
 processors = st.builds(CpuModel, maxphyaddr=st.integers(36, 52), nx=st.booleans(), la57=st.booleans())
 configs = st.builds(

@@ -23,6 +23,8 @@ CHOICES = r"expected 'locked', 'seed' or 'lru:N' with N = 0..16"
         "lru:0,lock=ttas,link=full-sync",
         "lru:3,pae_roots=cached",
         "seed,lock=ticket,link=kvm,pae_roots=cached",
+        "seed,mmu=tdp",
+        "lru:1,lock=rwlock,link=kvm,pae_roots=cached,mmu=tdp",
     ],
 )
 def test_a_policy_reads_what_it_prints(text: str) -> None:
@@ -65,10 +67,11 @@ def test_what_is_no_policy_is_refused_with_the_choices(text: object) -> None:
         ("seed,lock", r"no lock ''"),
         (
             "seed,Lock=ticket",
-            r"no option 'Lock=ticket' in policy 'seed,Lock=ticket': expected lock, link, pae_roots with",
+            r"no option 'Lock=ticket' in policy 'seed,Lock=ticket': expected lock, link, pae_roots, mmu with",
         ),
         ("seed,link=upstream", r"no link 'upstream': expected mark-first, kvm or full-sync"),
         ("seed,pae_roots=locked", r"no pae_roots 'locked': expected uncached or cached"),
+        ("seed,mmu=ept", r"no mmu 'ept': expected shadow or tdp"),
         ("seed,", r"no option ''"),
         ("seed,lock=ticket,lock=ttas", r"'lock' is given twice"),
         ("lock=ticket", CHOICES),
@@ -92,6 +95,7 @@ def test_the_default_link_marks_first_and_options_are_printed_in_one_order() -> 
     assert Policy.parse("lru:3,link=mark-first") == Policy.lru(3)
     assert str(Policy.parse("seed,link=kvm,lock=ticket")) == "seed,lock=ticket,link=kvm"
     assert Policy.seed(link="kvm") != Policy.seed()
+    assert Policy.parse("seed,mmu=shadow") == Policy.seed() != Policy.seed(mmu="tdp")
 
 
 def test_e017_roots_of_four_entries_are_cached_where_they_are_to_and_there_is_a_cache() -> None:

@@ -21,11 +21,12 @@ from .constants import (
     WORD,
     WRITE,
 )
-from .fault import Emulate, GuestFault, Mmio, handle_page_fault
+from .fault import Emulate, GuestFault, Mmio, Resolution, handle_page_fault
 from .invlpg import invalidate_address
 from .ops import GENERAL_PROTECTION, MMIO, PAGE_FAULT, SHUT_DOWN, Outcome
 from .pae_roots import is_pae
 from .requests import enter_guest
+from .tdp import Violation, handle_violation, walk_in_two_dimensions
 from .vcpu import AccessRights, Vcpu
 from .vm import SharedState
 from .writes import emulate_store, emulate_translation
@@ -78,9 +79,13 @@ def access(
         if spte & rights.need != rights.need or spte & rights.forbid:
             if spte:
                 vcpu.tlb.drop(page)
-            spte = hardware_walk(vm, vcpu, gva, rights)
-            if spte <= PF_P:
-                end = _exit(vm, vcpu, gva, rights, rights.code | spte)
+            found = (
+                hardware_walk(vm, vcpu, gva, rights)
+                if not vcpu.tdp
+                else walk_in_two_dimensions(vm, vcpu, gva, rights.access)
+            )
+            if not isinstance(found, int) or found <= PF_P:
+                end = _exit(vm, vcpu, gva, rights, found)
                 if end is None:
                     continue
                 if isinstance(end, Outcome):
@@ -91,6 +96,7 @@ def access(
                 else:
                     emulate_translation(vm, vcpu, gpa)
                 return gpa
+            spte = found
             vcpu.tlb.fill(page, spte)
         gpa = ((spte & PFN_MASK) >> PAGE_SHIFT) - RAM_BASE_PFN << PAGE_SHIFT | gva & PAGE_OFFSET
         if kind == STORE:
@@ -130,9 +136,17 @@ def hardware_walk(vm: SharedState, vcpu: Vcpu, gva: int, rights: AccessRights) -
     return used
 
 
-def _exit(vm: SharedState, vcpu: Vcpu, gva: int, rights: AccessRights, code: int) -> Outcome | Emulate | None:
-    """Resolve an exit: the end of the access, an instruction to emulate, or ``None`` to try again."""
-    result = handle_page_fault(vm, vcpu, gva, rights.access, code)
+def _exit(
+    vm: SharedState, vcpu: Vcpu, gva: int, rights: AccessRights, found: int | GuestFault | Violation
+) -> Outcome | Emulate | None:
+    """Resolve what is no translation: the end of the access, an instruction to emulate, or ``None`` to try again."""
+    result: Resolution
+    if isinstance(found, int):
+        result = handle_page_fault(vm, vcpu, gva, rights.access, rights.code | found)
+    elif isinstance(found, Violation):
+        result = handle_violation(vm, vcpu, found, rights.access)
+    else:
+        result = found  # the hardware gives the guest its fault: no exit
     if isinstance(result, GuestFault):
         vcpu.tlb.drop(gva >> PAGE_SHIFT)
         if result.code & PF_P and not result.code & PF_RSVD:

@@ -19,6 +19,9 @@ from .constants import (
     PAGE_SHIFT,
     PFN_MASK,
     REQ_FREE_OBSOLETE_ROOTS,
+    REQ_TLB_FLUSH,
+    REQ_TLB_FLUSH_CURRENT,
+    REQ_TLB_FLUSH_GUEST,
 )
 from .pae_roots import is_pae
 from .pages import ShadowPage
@@ -31,7 +34,7 @@ from .vm import SharedState
 def audit(vm: SharedState) -> list[str]:
     """Return every violation, each starting with the id of its invariant."""
     found: list[str] = []
-    for check in (_links, _rmaps, _unsync_marks, _counts, _lookups, _leaves, _tables, _roots):
+    for check in (_links, _rmaps, _unsync_marks, _counts, _lookups, _leaves, _tables, _roots, _tlbs):
         found += check(vm)
     return found
 
@@ -178,6 +181,16 @@ def _tables(vm: SharedState) -> Iterator[str]:
             supervisor_page = not page.role & CR0_WP and not granted & ACC_U
             if gfn != target or granted & ~allowed & ~(ACC_W if supervisor_page else 0):
                 yield f"I14: entry {index} of {page!r} is {spte:#x}, its table allows {allowed} of gfn {target:#x}"
+
+
+def _tlbs(vm: SharedState) -> Iterator[str]:
+    """T2: in two dimensions no TLB entry outlives the direct leaf of its frame, unless a flush is pending."""
+    for vcpu in vm.vcpus:
+        if not vcpu.tdp or vcpu.requests & (REQ_TLB_FLUSH | REQ_TLB_FLUSH_CURRENT | REQ_TLB_FLUSH_GUEST):
+            continue
+        for page, spte in vcpu.tlb.entries.items():
+            if sptes.leaf_gfn(spte) not in vm.books.rmaps:
+                yield f"T2: vCPU {vcpu.index} reaches gfn {sptes.leaf_gfn(spte):#x} through page {page:#x}, which nothing maps"
 
 
 def _roots(vm: SharedState) -> Iterator[str]:

@@ -64,15 +64,15 @@ def handle_page_fault(vm: SharedState, vcpu: Vcpu, gva: int, access: Access, cod
         return Mmio(guest.gfn)
     pte_access = _access_without_write_protect(vcpu, guest.access, access)
     with vm.lock.take(vcpu, "fault"):
-        result = _map(vm, vcpu, gva, guest._replace(access=pte_access), write=access.write)
-    if result is FaultResult.FIXED:
-        counters["pf_fixed"] += 1
-    elif result is FaultResult.SPURIOUS:
-        counters["pf_spurious"] += 1
-    elif result is FaultResult.EMULATE:
-        counters["pf_emulate"] += 1
-        return Emulate(guest.gfn)
-    return result
+        result = map_walk(vm, vcpu, gva, guest._replace(access=pte_access), write=access.write)
+    count(vcpu, result)
+    return Emulate(guest.gfn) if result is FaultResult.EMULATE else result
+
+
+def count(vcpu: Vcpu, result: FaultResult) -> None:
+    """Count how a fault was resolved. One that has to be tried again counts nothing."""
+    if result is not FaultResult.RETRY:
+        vcpu.counters[f"pf_{result.value}"] += 1
 
 
 def _clear_flooding_on_path(vm: SharedState, vcpu: Vcpu, gva: int) -> None:
@@ -95,7 +95,7 @@ def _access_without_write_protect(vcpu: Vcpu, acc: int, access: Access) -> int:
     return acc & ~ACC_X if context.smep else acc
 
 
-def _map(vm: SharedState, vcpu: Vcpu, gva: int, guest: GuestWalk, *, write: bool) -> FaultResult:
+def map_walk(vm: SharedState, vcpu: Vcpu, gva: int, guest: GuestWalk, *, write: bool) -> FaultResult:
     """Build the shadow path of a successful guest walk (KVM: fetch)."""
     if is_pae(vcpu.root) and vcpu.requests & REQ_FREE_OBSOLETE_ROOTS:
         return FaultResult.RETRY  # a root without a page of its own is as obsolete as the request says

@@ -17,6 +17,8 @@ def invlpg(vm: SharedState, vcpu: Vcpu, gva: int) -> None:
     """Do the INVLPG of a canonical address under this machine's policy."""
     vcpu.counters["invlpg"] += 1
     vcpu.tlb.drop(gva >> PAGE_SHIFT)
+    if vcpu.tdp:
+        return  # nothing below a direct root is made from guest tables, and KVM has no sync_spte then
     if vm.policy.kind == "lru":
         for root in (vcpu.root, *vcpu.previous):
             invalidate_address(vm, vcpu, root, gva)
@@ -26,7 +28,7 @@ def invlpg(vm: SharedState, vcpu: Vcpu, gva: int) -> None:
 
 def invalidate_address(vm: SharedState, vcpu: Vcpu, root: Root, gva: int) -> None:
     """Sync the one entry that maps ``gva`` below a root, if it may be stale (E063, since 6.4)."""
-    if root.hpa in (INVALID_ROOT, DUMMY_ROOT) or vcpu.context.mode is PagingMode.NONE:
+    if root.hpa in (INVALID_ROOT, DUMMY_ROOT) or vcpu.tdp or vcpu.context.mode is PagingMode.NONE:
         return
     with vm.lock.take(vcpu, "invlpg", looks=is_clean_root(vm, root)):
         page = _last_page(vm, root, gva)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from shadow_mmu.cpu import DEFAULT_CPU, CpuModel
+from shadow_mmu.policy import Policy
 
 from . import constants as c
 from .memory import GuestMemory
@@ -119,6 +120,8 @@ class LegalTranslations:
         How many vCPUs.
     cpu : CpuModel
         What processor each vCPU is.
+    policy : Policy or str
+        The machine's: which register writes invalidate depends on it.
 
     Examples
     --------
@@ -133,7 +136,15 @@ class LegalTranslations:
 
     """
 
-    def __init__(self, slots: Iterable[tuple[int, int]], vcpus: int, cpu: CpuModel = DEFAULT_CPU) -> None:
+    def __init__(
+        self,
+        slots: Iterable[tuple[int, int]],
+        vcpus: int,
+        cpu: CpuModel = DEFAULT_CPU,
+        *,
+        policy: Policy | str = "lru:3",
+    ) -> None:
+        self._policy = Policy.parse(str(policy))
         self._memory = GuestMemory(slots, 1 << cpu.maxphyaddr)
         self._vcpus = [_VcpuView(cpu) for _ in range(vcpus)]
         self._clock = 0
@@ -201,7 +212,9 @@ class LegalTranslations:
                 vcpu.invalidate_everything(self._clock)
             vcpu.pdptrs = loaded
         vcpu.was_outside |= not self._memory.has((written.registers.cr3 & c.PFN_MASK) >> c.PAGE_SHIFT)
-        if written.reset_context or written.requests:
+        # Hardware that walks the guest's tables judges its entries by CR0.WP as it is, and drops none when it changes.
+        kept = self._policy.mmu == "tdp" and self._policy.kind == "lru" and old.cr0 ^ written.registers.cr0 == c.CR0_WP
+        if (written.reset_context and not kept) or written.requests:
             vcpu.invalidate_everything(self._clock)
 
     def _store(self, gpa: int, value: int, size: int) -> None:

@@ -20,6 +20,7 @@ from .requests import enter_guest
 from .roots import load_pdptrs, reset_context, switch_cr3, use_pdptrs, write_same_cr3
 from .state import shadow_pages, state_words
 from .stats import stats
+from .tdp import keeps_root
 from .tlb import Tlb
 from .vcpu import UnsettledCr3Write, Vcpu
 from .vm import SharedState
@@ -243,8 +244,10 @@ class Machine:
             return GENERAL_PROTECTION
         if written.load_pdptrs and not load_pdptrs(self.vm, vcpu, written.registers.cr3):
             return GENERAL_PROTECTION
-        vcpu.registers = written.registers
-        if written.reset_context:
+        old, vcpu.registers = vcpu.registers, written.registers
+        if written.reset_context and keeps_root(vcpu, old):
+            vcpu.update_context()
+        elif written.reset_context:
             reset_context(self.vm, vcpu)
         vcpu.requests |= written.requests
         return DONE

@@ -35,6 +35,10 @@ def root_role(context: Context) -> int:
     return role | (SMEP_ANDNOT_WP if context.smep else 0) | (SMAP_ANDNOT_WP if context.smap else 0)
 
 
+TDP_ROLE: Final = 4 | ACCESS_MASK | DIRECT | EFER_NX | CR0_WP
+"""The role of a root of two-dimensional paging, whatever the guest's mode: it maps guest-physical memory as it is (A.8)."""
+
+
 def pae_root_role(root: int, entry: int) -> int:
     """Return the role of the page that one of a PAE root's four entries leads to (E043)."""
     return root & ~LEVEL_MASK | 2 | (entry << QUADRANT_SHIFT if root & FOUR_BYTE else 0)

@@ -9,6 +9,7 @@ from .constants import (
     REQ_MMU_SYNC,
     REQ_TLB_FLUSH,
     REQ_TLB_FLUSH_CURRENT,
+    REQ_TLB_FLUSH_GUEST,
     REQ_TRIPLE_FAULT,
     WORD,
 )
@@ -63,9 +64,9 @@ def sync_roots(vm: SharedState, vcpu: Vcpu) -> None:
 
     Without the lock if the root's flags are clear; ``locked``, the kernel before the patch, always takes it, and so does every
     policy for a PAE root that is never cached. The pages of such a root are synced one by one (E052). Without paging there is
-    nothing to sync.
+    nothing to sync, nor below a direct root.
     """
-    if vcpu.root.hpa in (INVALID_ROOT, DUMMY_ROOT) or vcpu.context.mode is PagingMode.NONE:
+    if vcpu.tdp or vcpu.root.hpa in (INVALID_ROOT, DUMMY_ROOT) or vcpu.context.mode is PagingMode.NONE:
         return
     looks_at_flags = vm.policy.kind != "locked" and may_be_cached(vm, vcpu)
     if looks_at_flags and not is_unsync_root(vm, vcpu.root):
@@ -119,6 +120,12 @@ def reset_context(vm: SharedState, vcpu: Vcpu) -> None:
 
 def load_root(vm: SharedState, vcpu: Vcpu) -> bool:
     """Give the vCPU a root for its CR3, synced, its TLB flushed (E036); false if that is a triple fault (E015)."""
+    if vcpu.tdp:
+        # The one direct root of the machine: CR3 has no part in it, so its tag is 0 (E028).
+        with vm.lock.take(vcpu, "load"):
+            vcpu.root.hpa, vcpu.root.pgd = _take_root(vm, vcpu, 0, vcpu.root_role), 0
+        vcpu.tlb.flush()
+        return True
     cr3 = vcpu.registers.cr3
     gfn = (cr3 & PFN_MASK) >> PAGE_SHIFT
     lru = vm.policy.kind == "lru"
@@ -180,6 +187,11 @@ def use_pdptrs(vm: SharedState, vcpu: Vcpu, pdptrs: tuple[int, ...]) -> None:
     """
     if pdptrs == vcpu.pdptrs:
         return
+    if vcpu.tdp:
+        # A direct root is made from none: what goes is the TLB's.
+        vcpu.tlb.flush()
+        vcpu.pdptrs = pdptrs
+        return
     searched = vm.policy.kind == "lru" and vm.policy.caches_pae_roots
     twins = (i for i, root in enumerate(vcpu.previous) if searched and root.pgd == vcpu.registers.cr3)
     free_roots(vm, vcpu, current=True, previous=tuple(twins))
@@ -189,7 +201,7 @@ def use_pdptrs(vm: SharedState, vcpu: Vcpu, pdptrs: tuple[int, ...]) -> None:
 def write_same_cr3(vm: SharedState, vcpu: Vcpu) -> None:
     """MOV to CR3 of the value that is there: a sync and a flush, no switch (E008)."""
     if vm.policy.kind == "lru":
-        vcpu.requests |= REQ_MMU_SYNC | REQ_TLB_FLUSH_CURRENT
+        request_cr3_flush(vcpu)
     else:
         sync_roots(vm, vcpu)
         vcpu.requests |= REQ_TLB_FLUSH
@@ -218,8 +230,16 @@ def switch_cr3(vm: SharedState, vcpu: Vcpu, value: int) -> bool:
         vcpu.requests |= REQ_LOAD_MMU_PGD
         _clear_flooding(vm, vcpu.root)
     # With PCID off the cached roots are outside the guest's TLB: every switch flushes and syncs (A.7, E057).
-    vcpu.requests |= REQ_MMU_SYNC | REQ_TLB_FLUSH_CURRENT
+    request_cr3_flush(vcpu)
     return hit
+
+
+def request_cr3_flush(vcpu: Vcpu) -> None:
+    """Ask for what the modern kernel owes a CR3 write (KVM: kvm_invalidate_pcid).
+
+    Where the hardware walks the guest's tables, only its own TLB has anything of the old CR3 (F-47).
+    """
+    vcpu.requests |= REQ_TLB_FLUSH_GUEST if vcpu.tdp else REQ_MMU_SYNC | REQ_TLB_FLUSH_CURRENT
 
 
 def _seed_switch(vm: SharedState, vcpu: Vcpu, value: int) -> bool:
@@ -250,8 +270,11 @@ def _clear_flooding(vm: SharedState, root: Root) -> None:
 
 
 def is_usable(vm: SharedState, vcpu: Vcpu, root: Root, pgd: int) -> bool:
-    """Whether a root may serve this CR3 in this mode: same tag, and the page's whole role word is the wanted one (E024)."""
-    if root.pgd != pgd:
+    """Whether a root may serve this CR3 in this mode: same tag, and the page's whole role word is the wanted one (E024).
+
+    A direct root serves every CR3 (E028).
+    """
+    if root.pgd != pgd and not vcpu.tdp:
         return False
     if is_pae(root):
         return serves(vm, root, vcpu.root_role, vcpu.made_of)

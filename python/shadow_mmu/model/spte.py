@@ -6,7 +6,7 @@ spelled out, with two software bits: host-writable, and MMU-writable (nothing wr
 
 from typing import Final
 
-from .constants import ACC_U, ACC_X, PAGE_SHIFT, PFN_MASK, RAM_BASE_PFN, SHADOW_BASE_PFN
+from .constants import ACC_U, ACC_W, ACC_X, PAGE_SHIFT, PFN_MASK, RAM_BASE_PFN, SHADOW_BASE_PFN
 
 P: Final = 1
 W: Final = 1 << 1
@@ -36,6 +36,12 @@ def read_only_leaf(gfn: int, access: int, *, accessed: bool) -> int:
     """Return a leaf for a guest frame with the U and X rights of ``access`` and no W."""
     spte = P | HOST_WRITABLE | SHADOW_PRESENT | (gfn + RAM_BASE_PFN) << PAGE_SHIFT
     return spte | (A if accessed else 0) | (U if access & ACC_U else 0) | (0 if access & ACC_X else NX)
+
+
+def combined(gfn: int, access: int, *, dirty: bool) -> int:
+    """Return what a TLB keeps of a translation in two dimensions: the frame, and the rights and the D of the guest's own entries."""
+    spte = P | A | (gfn + RAM_BASE_PFN) << PAGE_SHIFT | (D if dirty else 0)
+    return spte | (W if access & ACC_W else 0) | (U if access & ACC_U else 0) | (0 if access & ACC_X else NX)
 
 
 def leaf_gfn(spte: int) -> int:

@@ -21,8 +21,8 @@ from .constants import (
 )
 from .permissions import Access, Context, access_code, make_access, make_context
 from .registers import PagingMode, Registers
-from .role import root_role
-from .spte import NX, P, U, W
+from .role import TDP_ROLE, root_role
+from .spte import NX, D, P, U, W
 from .tlb import Tlb
 
 _KIND_COUNT: Final = 16
@@ -142,10 +142,15 @@ class Vcpu:
     def update_context(self) -> None:
         """Derive from the registers what depends on them."""
         self.context = make_context(self.registers, self.cpu)
-        self.root_role = root_role(self.context)
+        self.root_role = TDP_ROLE if self.tdp else root_role(self.context)
         # Without long mode there are no other addresses: what a 32-bit instruction cannot form does not get here.
         self.canonical = (1 << self.context.address_bits - (1 if self.context.long else 0)) - 1
         self.rights = [None] * (_KIND_COUNT << 3)
+
+    @property
+    def tdp(self) -> bool:
+        """Whether the guest's tables are walked by the hardware, and the roots are direct (:mod:`.tdp`)."""
+        return self.policy.mmu == "tdp"
 
     def first_table(self, gva: int) -> int | None:
         """Return the frame of the first table that a guest walk reads; ``None`` if its PDPTR is not present (B.2 step 1)."""
@@ -176,7 +181,10 @@ class Vcpu:
         assert kind in (READ, WRITE, FETCH)
         access = make_access(kind, flags)
         need, forbid = P, 0
-        if access.write:
+        if access.write and self.tdp:
+            # The guest's own rights and its own D: without CR0.WP a supervisor writes through an entry without W.
+            need |= D | (W if access.user or self.context.wp else 0)
+        elif access.write:
             need |= W
         if access.fetch:
             forbid |= NX

@@ -1,6 +1,6 @@
 """The guest page-table walk, one for every mode (B.2); comments give the step numbers of B.2."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from .constants import (
     ACC_ALL,
@@ -16,8 +16,23 @@ from .constants import (
     PF_RSVD,
     PFN_MASK,
 )
-from .memory import GuestMemory
 from .permissions import Access, Context, access_code, gpte_access, has_reserved_bits, is_denied
+
+
+class TableMemory(Protocol):
+    """Where guest tables are walked: guest memory, or what the hardware's direct tables show of it."""
+
+    def has(self, gfn: int, /) -> bool:
+        """Whether the frame is there."""
+
+    def word(self, gpa: int, /) -> int:
+        """Read the 8 bytes of an entry in a frame that is there."""
+
+    def load(self, gpa: int, size: int, /) -> int:
+        """Read an entry of ``size`` bytes."""
+
+    def store(self, gpa: int, value: int, size: int, /) -> None:
+        """Write an entry of ``size`` bytes."""
 
 
 class GuestWalk(NamedTuple):
@@ -44,7 +59,7 @@ def entry_gpa(context: Context, table_gfn: int, gva: int, level: int) -> int:
     return table_gfn << PAGE_SHIFT | (gva >> (3 + 9 * level) & INDEX) << 3
 
 
-def read_entry(memory: GuestMemory, context: Context, gpa: int) -> int:
+def read_entry(memory: TableMemory, context: Context, gpa: int) -> int:
     """Return the entry at ``gpa``, 4 or 8 bytes wide."""
     return memory.load(gpa, 4) if context.four_byte else memory.word(gpa)
 
@@ -63,7 +78,7 @@ def leaf_gfn(context: Context, gpte: int, gva: int, level: int) -> int:
     return base | gva >> PAGE_SHIFT & frames
 
 
-def walk(memory: GuestMemory, context: Context, first_table: int | None, gva: int, access: Access) -> GuestWalk | int:
+def walk(memory: TableMemory, context: Context, first_table: int | None, gva: int, access: Access) -> GuestWalk | int:
     """Walk the guest's tables for one access; a page fault is returned as its error code.
 
     ``first_table`` is the frame of the table at ``context.top``; ``None`` if the PDPTR of ``gva`` is not present.
@@ -80,7 +95,7 @@ def walk(memory: GuestMemory, context: Context, first_table: int | None, gva: in
 
 
 def _walk_once(
-    memory: GuestMemory, context: Context, first_table: int | None, gva: int, access: Access
+    memory: TableMemory, context: Context, first_table: int | None, gva: int, access: Access
 ) -> GuestWalk | int | None:
     """Walk once; ``None`` if an entry changed between its reading and the setting of its A or D bit."""
     # Step 1. The failure code carries W and U, and F only where the processor defines it.
@@ -126,7 +141,7 @@ def _walk_once(
     return GuestWalk(level, target, acc, parent_access, table_gfn, gptes)
 
 
-def compare_exchange(memory: GuestMemory, context: Context, gpa: int, old: int, new: int) -> bool:
+def compare_exchange(memory: TableMemory, context: Context, gpa: int, old: int, new: int) -> bool:
     """Write an entry if it still holds what the walk read; false if it does not (E105).
 
     Nothing runs beside the model, and yet it can fail: a table that is its own child has one entry on the path twice.

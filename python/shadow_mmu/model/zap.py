@@ -65,8 +65,13 @@ def commit_or_flush(vm: SharedState, vcpu: Vcpu, zap_list: ZapList, *, flush: bo
 
 
 def zap_gfn(vm: SharedState, vcpu: Vcpu, gfn: int) -> None:
-    """Zap every valid page that shadows the table at ``gfn`` (a host operation)."""
+    """Zap every valid page that shadows the table at ``gfn``; where there are only direct ones, whatever maps it (a host operation)."""
     with vm.lock.take(vcpu, "zap"):
+        if vcpu.tdp:
+            if gfn in vm.books.rmaps:
+                vm.books.drop_all_leaves(gfn)
+                vm.remote_flush(vcpu)
+            return
         zap_list: ZapList = []
         for page in vm.books.indirect_pages(gfn):
             if not page.invalid:

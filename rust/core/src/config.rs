@@ -3,11 +3,12 @@
 mod choice;
 mod cpu_model;
 mod lock_kind;
+mod mmu_kind;
 mod pae_root_policy;
 
 use core::{fmt, str::FromStr};
 
-pub use self::{cpu_model::CpuModel, lock_kind::LockKind, pae_root_policy::PaeRootPolicy};
+pub use self::{cpu_model::CpuModel, lock_kind::LockKind, mmu_kind::MmuKind, pae_root_policy::PaeRootPolicy};
 use crate::{
     addr::{Gpa, PAE_TABLES},
     error::{Error, Result},
@@ -195,6 +196,8 @@ pub struct VmConfig {
     pub link: LinkPolicy,
     /// Whether the roots of 32-bit and PAE guests are cached.
     pub pae_roots: PaeRootPolicy,
+    /// What the hardware walks.
+    pub mmu: MmuKind,
     /// Entries of each vCPU's software TLB; 0 = every access walks the shadow tables.
     pub tlb_entries: usize,
     /// What processor each vCPU is.
@@ -220,6 +223,7 @@ impl Default for VmConfig {
             lock: LockKind::default(),
             link: LinkPolicy::default(),
             pae_roots: PaeRootPolicy::default(),
+            mmu: MmuKind::default(),
             tlb_entries: DEFAULT_TLB_ENTRIES,
             cpu: CpuModel::default(),
             trace: false,
@@ -234,7 +238,7 @@ impl Default for VmConfig {
 impl VmConfig {
     /// Whether roots of four entries enter the root cache: where they are to, and there is one.
     pub fn caches_pae_roots(&self) -> bool {
-        self.pae_roots == PaeRootPolicy::Cached && self.policy != Policy::Locked
+        self.pae_roots == PaeRootPolicy::Cached && self.policy != Policy::Locked && !self.mmu.is_tdp()
     }
 
     /// Checks every value but the slots, which [`GuestMemory`](crate::memory::GuestMemory) checks as it adds them.

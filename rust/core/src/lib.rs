@@ -99,7 +99,7 @@ pub mod vm;
 pub use self::{
     access::{Access, AccessFlags, AccessKind, FaultCode},
     addr::{Gfn, Gpa, Gva, Hpa, Level, Pfn, SpId, SpteRef},
-    config::{CpuModel, LockKind, Mutant, PaeRootPolicy, Policy, VmConfig},
+    config::{CpuModel, LockKind, MmuKind, Mutant, PaeRootPolicy, Policy, VmConfig},
     error::Error,
     link::LinkPolicy,
     mmu::Violation,

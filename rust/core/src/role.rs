@@ -16,6 +16,8 @@ use crate::{
 pub struct PageRole(u32);
 
 const LEVEL: u32 = 0xf;
+/// Levels of the tables that two-dimensional paging has for guest-physical addresses.
+const TDP_LEVEL: u32 = 4;
 const FOUR_BYTE: u32 = 1 << 4;
 const QUADRANT_SHIFT: u32 = 5;
 const QUADRANT: u32 = 3 << QUADRANT_SHIFT;
@@ -62,6 +64,12 @@ impl PageRole {
             word |= if inputs.smap { SMAP_ANDNOT_WP } else { 0 };
         }
         Self(word)
+    }
+
+    /// The role of a root of two-dimensional paging, whatever the guest's mode (A.8): it maps guest-physical memory as it is, with
+    /// all rights.
+    pub const fn tdp() -> Self {
+        Self(TDP_LEVEL | ACCESS | DIRECT | EFER_NX | CR0_WP)
     }
 
     /// The role of the page that entry `entry` of a PAE root leads to, where this is the root's role (E043).
@@ -228,6 +236,13 @@ mod tests {
         let root = PageRole::root(RoleInputs { mode: PagingMode::None, ..INPUTS });
         assert_eq!(root.word(), 3 | 1 << 7 | 7 << 8 | 1 << 12);
         assert_eq!(root.pae_root(2).word(), 2 | 1 << 7 | 7 << 8 | 1 << 12);
+    }
+
+    #[test]
+    fn e044_a_root_of_two_dimensional_paging_has_one_role() {
+        assert_eq!(PageRole::tdp().word(), 4 | 1 << 7 | 7 << 8 | 1 << 12 | 1 << 13);
+        let leaf = PageRole::tdp().child(Access::all(), Directness::Direct, 5);
+        assert_eq!(leaf.word(), 3 | 1 << 7 | 7 << 8 | 1 << 12 | 1 << 13);
     }
 
     #[test]

@@ -50,6 +50,15 @@ impl Spte {
         Spte(raw)
     }
 
+    /// What a TLB keeps of a translation in two dimensions: the host frame, and the rights and the D of the guest's own entries.
+    pub(crate) fn combined(pfn: Pfn, access: Access, dirty: bool) -> Spte {
+        let mut raw = PRESENT | ACCESSED | ((pfn.get() << 12) & PHYS_MASK);
+        raw |= if access.contains(Access::WRITE) { WRITABLE } else { 0 };
+        raw |= if access.contains(Access::USER) { USER } else { 0 };
+        raw |= if access.contains(Access::EXEC) { 0 } else { NX };
+        Spte(raw | if dirty { DIRTY } else { 0 })
+    }
+
     /// The leaf with write permission: W, MMU-writable and D (a W entry is dirty from the start).
     #[must_use]
     pub(crate) const fn writable(self) -> Spte {

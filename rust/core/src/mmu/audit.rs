@@ -19,7 +19,7 @@ use crate::{
 /// One broken invariant.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Violation {
-    /// Its id in C.11 (`I1`…), or `T1` for the TLB's.
+    /// Its id in C.11 (`I1`…), or `T1` and `T2` for the TLB's.
     pub id: &'static str,
     /// What was found and what was expected.
     pub text: String,
@@ -208,7 +208,8 @@ impl MmuView<'_> {
         !one.pages.is_empty() && one.tag == other.tag && one.pdptrs == other.pdptrs && roles(one) == roles(other)
     }
 
-    /// T1: unless a flush is pending, no TLB entry lets a synced guest table be written (F-15).
+    /// T1: unless a flush is pending, no TLB entry lets a synced guest table be written (F-15). T2: where the hardware walks the
+    /// guest's tables, none outlives the direct leaf of its frame.
     fn audit_tlb(&self, number: usize, vcpu: &VcpuView, findings: &mut Findings) {
         let flushes = Requests::TLB_FLUSH | Requests::TLB_FLUSH_CURRENT | Requests::TLB_FLUSH_GUEST;
         if vcpu.pending.intersects(flushes) {
@@ -216,13 +217,15 @@ impl MmuView<'_> {
         }
         for &(page, value) in &vcpu.tlb {
             let spte = Spte::from_raw(value);
+            let gfn = spte.pfn().gfn();
+            let mapped = !self.shared.config.mmu.is_tdp() || self.state.rmaps.get(gfn, 0).is_some();
+            findings.check(mapped, "T2", || {
+                format!("vCPU {number} reaches gfn {gfn} through page {page:#x}, and no direct entry maps it")
+            });
             if spte.is_writable() {
-                let synced = self.synced_table(spte.pfn().gfn());
+                let synced = self.synced_table(gfn);
                 findings.check(synced.is_none(), "T1", || {
-                    format!(
-                        "vCPU {number} may write the synced table at gfn {} through page {page:#x}",
-                        spte.pfn().gfn()
-                    )
+                    format!("vCPU {number} may write the synced table at gfn {gfn} through page {page:#x}")
                 });
             }
         }

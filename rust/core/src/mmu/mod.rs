@@ -32,7 +32,7 @@ pub(crate) use self::{
 
 use crate::{
     addr::{Gfn, Level, SpteRef},
-    config::{CpuModel, Mutant, VmConfig},
+    config::{MmuKind, Mutant, VmConfig},
     error::Result,
     health::Health,
     memory::GuestMemory,
@@ -101,6 +101,8 @@ pub(crate) struct PagingContext {
     pub(crate) reserved: ReservedBits,
     /// Permission rules of guest entries.
     pub(crate) rules: PermissionRules,
+    /// Permission rules of what the hardware's TLB holds: shadow entries, or the guest's translations themselves.
+    pub(crate) hardware: PermissionRules,
     /// Width of linear addresses: 32, 48 or 57.
     pub(crate) va_bits: u32,
     /// Highest level whose guest entries map pages if bit 7 is set.
@@ -108,8 +110,9 @@ pub(crate) struct PagingContext {
 }
 
 impl PagingContext {
-    /// The context for these registers of this processor.
-    pub(crate) fn derive(regs: &ControlRegs, cpu: &CpuModel) -> Self {
+    /// The context for these registers of this machine's processors.
+    pub(crate) fn derive(regs: &ControlRegs, config: &VmConfig) -> Self {
+        let cpu = &config.cpu;
         let mode = regs.mode();
         let rules = PermissionRules::guest(regs);
         let (nx, pse) = (regs.efer & EFER_NXE != 0, regs.cr4 & CR4_PSE != 0);
@@ -123,14 +126,18 @@ impl PagingContext {
         };
         Self {
             mode,
-            role: PageRole::root(RoleInputs {
-                mode,
-                wp: rules.write_protects_supervisor(),
-                smep: rules.smep(),
-                smap: rules.smap(),
-            }),
+            role: match config.mmu {
+                MmuKind::Tdp => PageRole::tdp(),
+                MmuKind::Shadow => PageRole::root(RoleInputs {
+                    mode,
+                    wp: rules.write_protects_supervisor(),
+                    smep: rules.smep(),
+                    smap: rules.smap(),
+                }),
+            },
             reserved,
             rules,
+            hardware: if config.mmu.is_tdp() { rules } else { rules.shadow() },
             va_bits: mode.address_bits(),
             largest,
         }

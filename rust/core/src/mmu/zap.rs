@@ -77,11 +77,27 @@ impl MmuLocked<'_> {
         }
     }
 
-    /// Zaps every valid indirect page of a frame. KVM: `kvm_mmu_unprotect_page`.
+    /// Zaps every valid indirect page of a frame (KVM: `kvm_mmu_unprotect_page`); where there are only direct ones, whatever maps
+    /// it (`kvm_unmap_gfn_range`).
     pub(crate) fn zap_gfn(&mut self, gfn: Gfn) {
+        if self.shared.config.mmu.is_tdp() {
+            return self.unmap_gfn(gfn);
+        }
         for sp in self.state.pages.valid_indirect(gfn) {
             self.prepare_zap(sp);
         }
         self.commit_zap();
+    }
+
+    /// Drops every leaf that maps a frame, by its reverse map.
+    fn unmap_gfn(&mut self, gfn: Gfn) {
+        let mut unmapped = false;
+        while let Some(at) = self.state.rmaps.get(gfn, 0) {
+            self.drop_leaf(at);
+            unmapped = true;
+        }
+        if unmapped {
+            self.shared.flush_remote(self.cx);
+        }
     }
 }

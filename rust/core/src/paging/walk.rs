@@ -32,7 +32,7 @@ pub(crate) struct GuestWalk {
 
 impl GuestWalk {
     /// Linear address = physical address (E103): no tables, no rights, nothing to go stale.
-    fn identity(gva: Gva) -> Self {
+    const fn identity(gva: Gva) -> Self {
         Self {
             mode: PagingMode::None,
             leaf_level: Level::PD,
@@ -42,6 +42,17 @@ impl GuestWalk {
             table_gfn: [Gfn::new(0); 6],
             pte: [0; 6],
         }
+    }
+
+    /// What direct tables are to have for a guest-physical address: itself, with all rights and from the top.
+    pub(crate) const fn direct(gpa: Gpa) -> Self {
+        Self { leaf_level: Level::PML4, ..Self::identity(Gva::new(gpa.get())) }
+    }
+
+    /// Whether the leaf says that it was written through; what no entry maps is as if.
+    #[inline]
+    pub(crate) const fn is_dirty(&self) -> bool {
+        matches!(self.mode, PagingMode::None) || self.pte[self.leaf_level.at()] & PTE_DIRTY != 0
     }
 
     /// Whether the guest's entry at `level` is no longer the one walked.

@@ -3,10 +3,10 @@
 //! docs/machine.md, 5. The section holds TLB lookup or shadow walk *and* the load or store itself, so that a remote
 //! flush, which waits for open sections, waits for the store as well (D.3, E075).
 
-use super::{MAX_TRIES, PATIENCE, Vcpu, enter::Entry, fault::Handled};
+use super::{MAX_TRIES, PATIENCE, Vcpu, enter::Entry, fault::Handled, tdp::Violation};
 use crate::{
     access::{AccessFlags, AccessKind},
-    addr::{Gpa, Gva, PAGE_SIZE, SpteRef},
+    addr::{Gpa, Gva, PAGE_SIZE, SpId, SpteRef},
     config::{Mutant, PANIC_VALUE},
     error::{Error, Result},
     mmu::Shared,
@@ -34,12 +34,14 @@ pub(crate) enum Action {
 }
 
 /// What the inside of the guest came to.
-enum Inside {
+pub(super) enum Inside {
     Done(Outcome),
     /// The shadow tables denied the access; whether they had an entry.
     Fault {
         present: bool,
     },
+    /// The direct tables had no entry for a guest-physical address.
+    Violation(Violation),
 }
 
 impl Vcpu {
@@ -57,8 +59,7 @@ impl Vcpu {
             return Ok(Outcome::TripleFault);
         }
         // Only the two small parts that a hit needs: the whole context is 130 bytes.
-        let Some((rules, va_bits)) = self.cx.paging.as_ref().map(|paging| (paging.rules.shadow(), paging.va_bits))
-        else {
+        let Some((rules, va_bits)) = self.cx.paging.as_ref().map(|paging| (paging.hardware, paging.va_bits)) else {
             return Ok(Outcome::TripleFault); // the host's context, which no vCPU has
         };
         let gva = if va_bits == 32 { gva.truncated() } else { gva };
@@ -73,20 +74,22 @@ impl Vcpu {
             let Some(section) = shared.modes[self.index].section() else { continue };
             let inside = self.inside(shared, rules, gva, kind, flags, action);
             drop(section);
-            match inside {
+            let handled = match inside {
                 Inside::Done(outcome) => return Ok(outcome),
-                Inside::Fault { present } => match self.handle_page_fault(shared, gva, kind, flags, present)? {
-                    Handled::Retry => {
-                        tries += 1;
-                        self.tries = tries;
-                        if tries > PATIENCE {
-                            yield_now();
-                        }
+                Inside::Fault { present } => self.handle_page_fault(shared, gva, kind, flags, present)?,
+                Inside::Violation(violation) => self.handle_violation(shared, violation, gva, kind)?,
+            };
+            match handled {
+                Handled::Retry => {
+                    tries += 1;
+                    self.tries = tries;
+                    if tries > PATIENCE {
+                        yield_now();
                     }
-                    Handled::Emulate(gpa) => return Ok(self.emulate_write(shared, gpa, action)),
-                    Handled::Mmio(gpa) => return Ok(Outcome::Mmio(gpa)),
-                    Handled::Guest(fault) => return Ok(Outcome::PageFault { address: gva, code: fault.code }),
-                },
+                }
+                Handled::Emulate(gpa) => return Ok(self.emulate_write(shared, gpa, action)),
+                Handled::Mmio(gpa) => return Ok(Outcome::Mmio(gpa)),
+                Handled::Guest(fault) => return Ok(Outcome::PageFault { address: gva, code: fault.code }),
             }
         }
         Err(Error::NoProgress { gva, tries: MAX_TRIES })
@@ -110,6 +113,9 @@ impl Vcpu {
             }
             self.tlb.drop_page(gva.page());
         }
+        if self.tdp {
+            return self.walk_in_two_dimensions(shared, gva, kind, flags, action);
+        }
         match self.hardware_walk(shared, gva) {
             None => Inside::Fault { present: false },
             Some((at, seen)) => {
@@ -129,20 +135,25 @@ impl Vcpu {
     /// The hardware's walk of the shadow tables: the leaf and where it is, `None` at an entry that is not present.
     #[inline]
     pub(super) fn hardware_walk(&self, shared: &Shared, gva: Gva) -> Option<(SpteRef, Spte)> {
-        let mut sp = self.top_page(self.root(), gva)?;
-        let mut level = shared.arena.header(sp).role().level();
-        loop {
-            let at = SpteRef::new(sp, level.index(gva));
-            let spte = shared.spte(at);
-            if !spte.is_present() {
-                return None;
-            }
-            if level.is_last() {
-                return Some((at, spte));
-            }
-            sp = spte.child()?;
-            level = level.down();
+        descend(shared, self.top_page(self.root(), gva)?, gva)
+    }
+}
+
+/// Walks tables that the hardware may walk from the page `sp` down: the leaf for `address` and where it is.
+#[inline]
+pub(super) fn descend(shared: &Shared, mut sp: SpId, address: Gva) -> Option<(SpteRef, Spte)> {
+    let mut level = shared.arena.header(sp).role().level();
+    loop {
+        let at = SpteRef::new(sp, level.index(address));
+        let spte = shared.spte(at);
+        if !spte.is_present() {
+            return None;
         }
+        if level.is_last() {
+            return Some((at, spte));
+        }
+        sp = spte.child()?;
+        level = level.down();
     }
 }
 
@@ -159,7 +170,7 @@ fn set_accessed_dirty(shared: &Shared, at: SpteRef, seen: Spte, kind: AccessKind
 
 /// Loads or stores through a host frame.
 #[inline]
-fn perform(shared: &Shared, spte: Spte, gva: Gva, action: Action) -> Outcome {
+pub(super) fn perform(shared: &Shared, spte: Spte, gva: Gva, action: Action) -> Outcome {
     let gpa = Gpa::new(spte.pfn().gfn().gpa().get() | gva.offset());
     Outcome::Ok(match action {
         Action::Translate => gpa.get(),

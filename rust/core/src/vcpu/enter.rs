@@ -106,6 +106,9 @@ impl Vcpu {
     /// KVM: `kvm_mmu_sync_roots` (E050). An audit needs the lock, so none is made on the way that skips it (E053).
     #[inline]
     pub(crate) fn sync_roots(&mut self, shared: &Shared) {
+        if self.tdp {
+            return; // nothing below a direct root is made from guest tables
+        }
         let Some(root) = self.root().shadow_page() else { return self.sync_pae_root(shared) };
         // Found before the fence, behind which every load waits.
         let state = shared.arena.header(root).sync_state();
@@ -127,6 +130,9 @@ impl Vcpu {
 
     /// Loads the root for CR3: allocate, sync, flush. KVM: `kvm_mmu_load` (E036).
     fn load_root(&mut self, shared: &Shared) -> Result<()> {
+        if self.tdp {
+            return self.load_direct_root(shared);
+        }
         let gfn = Gpa::new(self.regs.cr3 & PHYS_MASK).gfn();
         let Some(PagingContext { mode, role, .. }) = self.cx.paging else { return Ok(()) };
         if mode != PagingMode::None && !shared.is_visible(gfn) {

@@ -40,10 +40,8 @@ impl Vcpu {
     ) -> Result<Handled> {
         let Some(paging) = &self.cx.paging else { return Ok(Handled::Retry) };
         self.cx.stats.counters.pf_taken += 1;
-        let context = shared.walk_context(paging);
-        let rules = paging.rules;
-        let start = if context.mode == PagingMode::Pae { self.pdptrs[gva.gib()] } else { self.regs.cr3 };
-        let mut found = match walk(&shared.memory, &context, start, gva, kind, flags) {
+        let (context, rules) = (shared.walk_context(paging), paging.rules);
+        let mut found = match walk(&shared.memory, &context, self.walk_start(context.mode, gva), gva, kind, flags) {
             Ok(found) => found,
             Err(code) => return Ok(Handled::Guest(self.inject(shared, gva, code))),
         };
@@ -58,25 +56,43 @@ impl Vcpu {
             return Ok(Handled::Emulate(gpa));
         }
         fix_supervisor_write(&mut found, rules, kind, flags);
-        let (root, top) = (self.root(), self.top_page(self.root(), gva));
-        if self.seems_mapped(shared, &found, gva, kind, flags)
-            && shared.lock_shared(&mut self.cx, LockReason::Fault).view().is_mapped(top, &found, gva)
-        {
-            self.cx.stats.counters.pf_spurious += 1;
-            return Ok(Handled::Retry);
-        }
-        let outcome = shared.lock(&mut self.cx, LockReason::Fault).fetch(root, top, &found, gva, kind.is_write())?;
+        let seems_mapped = self.seems_mapped(shared, &found, gva, kind, flags);
+        let outcome = self.map(shared, &found, gva, kind.is_write(), seems_mapped)?;
+        Ok(if outcome == FaultOutcome::Emulate { Handled::Emulate(gpa) } else { Handled::Retry })
+    }
+
+    /// Builds, under the lock, the path and the leaf for the address that was walked; `seems_mapped`: another vCPU did so already.
+    #[inline]
+    pub(super) fn map(
+        &mut self,
+        shared: &Shared,
+        found: &GuestWalk,
+        address: Gva,
+        write: bool,
+        seems_mapped: bool,
+    ) -> Result<FaultOutcome> {
+        let (root, top) = (self.root(), self.top_page(self.root(), address));
+        let mapped =
+            seems_mapped && shared.lock_shared(&mut self.cx, LockReason::Fault).view().is_mapped(top, found, address);
+        let outcome = if mapped {
+            FaultOutcome::Spurious
+        } else {
+            shared.lock(&mut self.cx, LockReason::Fault).fetch(root, top, found, address, write)?
+        };
         let counters = &mut self.cx.stats.counters;
         match outcome {
             FaultOutcome::Retry => {}
             FaultOutcome::Fixed => counters.pf_fixed += 1,
             FaultOutcome::Spurious => counters.pf_spurious += 1,
-            FaultOutcome::Emulate => {
-                counters.pf_emulate += 1;
-                return Ok(Handled::Emulate(gpa));
-            }
+            FaultOutcome::Emulate => counters.pf_emulate += 1,
         }
-        Ok(Handled::Retry)
+        Ok(outcome)
+    }
+
+    /// What a guest walk of `gva` begins with: CR3, under PAE paging the PDPTR.
+    #[inline]
+    pub(super) fn walk_start(&self, mode: PagingMode, gva: Gva) -> u64 {
+        if mode == PagingMode::Pae { self.pdptrs[gva.gib()] } else { self.regs.cr3 }
     }
 
     /// Whether, under a lock that has readers, another vCPU seems to have mapped the same meanwhile: a guess without the lock,
@@ -85,7 +101,7 @@ impl Vcpu {
         let Some(paging) = self.cx.paging.as_ref().filter(|_| shared.config.lock.has_readers()) else { return false };
         let Some(_section) = shared.modes[self.index].section() else { return false };
         self.hardware_walk(shared, gva).is_some_and(|(_, spte)| {
-            spte.pfn() == found.gfn.pfn() && paging.rules.shadow().permits(spte.access(), kind, flags)
+            spte.pfn() == found.gfn.pfn() && paging.hardware.permits(spte.access(), kind, flags)
         })
     }
 

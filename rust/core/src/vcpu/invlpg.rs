@@ -60,8 +60,8 @@ impl Vcpu {
         root.shadow_page().is_some_and(|root| shared.is_clean_for_sure(&mut self.cx, root, LockReason::Invlpg))
     }
 
-    /// Whether guest tables stand behind the root. Without paging none do, and KVM has no `sync_spte` then.
+    /// Whether guest tables stand behind the root. Without paging none do, nor behind a direct root, and KVM has no `sync_spte` then.
     fn has_entries_to_sync(&self, root: Hpa) -> bool {
-        root.shadow_page().is_some() || (root.is_pae() && self.regs.mode() != PagingMode::None)
+        !self.tdp && (root.shadow_page().is_some() || (root.is_pae() && self.regs.mode() != PagingMode::None))
     }
 }

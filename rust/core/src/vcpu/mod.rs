@@ -14,6 +14,7 @@ pub mod pae_roots;
 mod registers;
 pub mod roots;
 mod switch;
+mod tdp;
 pub mod tlb;
 
 use self::{
@@ -56,13 +57,15 @@ pub struct Vcpu {
     pub(crate) shut_down: bool,
     /// Times that an access was tried again since somebody set this to 0: a figure of liveness (R11).
     pub(crate) tries: u32,
+    /// The guest's tables are walked by the hardware; the roots are direct.
+    tdp: bool,
 }
 
 impl Vcpu {
     pub(crate) fn new(index: usize, config: &VmConfig) -> Result<Self> {
         let regs = ControlRegs::booted(&config.cpu);
         let mut cx = MmuCx::new(Some(index), config);
-        cx.paging = Some(PagingContext::derive(&regs, &config.cpu));
+        cx.paging = Some(PagingContext::derive(&regs, config));
         Ok(Self {
             index,
             regs,
@@ -74,6 +77,7 @@ impl Vcpu {
             watch: Cr3Watch::default(),
             shut_down: false,
             tries: 0,
+            tdp: config.mmu.is_tdp(),
         })
     }
 

@@ -33,10 +33,13 @@ impl Vcpu {
     }
 
     /// Takes over PDPTRs for the CR3 that there is; a root that was made from other ones goes (F-10), and parked ones of this CR3
-    /// with it: one of them may be what the next entry makes, and the cache holds nothing twice (I17).
+    /// with it: one of them may be what the next entry makes, and the cache holds nothing twice (I17). A direct root is made from none: what goes is the TLB's.
     pub(super) fn use_pdptrs(&mut self, shared: &Shared, pdptrs: [u64; 4]) {
         if pdptrs != self.pdptrs {
-            let mut set = RootSet::CURRENT;
+            if self.tdp {
+                self.tlb.flush();
+            }
+            let mut set = if self.tdp { RootSet::none() } else { RootSet::CURRENT };
             if shared.config.caches_pae_roots() && shared.config.policy.is_lru() {
                 for (index, root) in self.roots.previous.iter().enumerate() {
                     set = if root.pgd == self.regs.cr3 { set.with(RootSet::previous(index)) } else { set };

@@ -56,8 +56,10 @@ impl Vcpu {
             let Some(pdptrs) = Self::read_pdptrs(shared, regs.cr3) else { return Outcome::GeneralProtection };
             self.use_pdptrs(shared, pdptrs);
         }
-        self.regs = regs;
-        if effects.reset_context {
+        let old = core::mem::replace(&mut self.regs, regs);
+        if effects.reset_context && self.tdp && self.keeps_direct_root(shared, &old) {
+            self.derive_context(shared);
+        } else if effects.reset_context {
             self.reset_context(shared);
         }
         if effects.flush_guest {
@@ -77,7 +79,11 @@ impl Vcpu {
             // Every context initialisation of the seed voids the tag (E002).
             self.roots.previous[0] = RootInfo::NEVER;
         }
-        self.cx.paging = Some(PagingContext::derive(&self.regs, &shared.config.cpu));
+        self.derive_context(shared);
         self.tlb.flush();
+    }
+
+    pub(super) fn derive_context(&mut self, shared: &Shared) {
+        self.cx.paging = Some(PagingContext::derive(&self.regs, &shared.config));
     }
 }

@@ -117,7 +117,9 @@ impl Vcpu {
             result = if self.fast_pgd_switch(shared, value) { SwitchResult::Hit } else { SwitchResult::Miss };
             self.regs.cr3 = value;
         }
-        self.cx.requests |= Requests::MMU_SYNC | Requests::TLB_FLUSH_CURRENT;
+        // Only the hardware's own TLB has anything of the old CR3 where the hardware walks the guest's tables (F-47).
+        self.cx.requests |=
+            if self.tdp { Requests::TLB_FLUSH_GUEST } else { Requests::MMU_SYNC | Requests::TLB_FLUSH_CURRENT };
         result
     }
 
@@ -131,7 +133,8 @@ impl Vcpu {
         let usable = |root: RootInfo| {
             let any_role = shared.mutated(Mutant::RootHitIgnoresRole);
             let role_agrees = |sp| any_role || shared.arena.header(sp).role() == paging.role;
-            root.pgd == value && root.hpa.shadow_page().is_some_and(role_agrees)
+            // A direct root serves every CR3 (E028).
+            (root.pgd == value || paging.role.is_direct()) && root.hpa.shadow_page().is_some_and(role_agrees)
         };
         if self.root().is_valid() {
             if !self.roots.find_keeping_current(usable) {

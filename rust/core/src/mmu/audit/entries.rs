@@ -58,6 +58,12 @@ impl MmuView<'_> {
         findings.check(page.role.access().contains(below.role.access()) || !page.role.has_wp(), "I13", || {
             format!("{at:?} gives more rights ({:?}) than its page ({:?})", below.role.access(), page.role.access())
         });
+        if page.role.is_direct() {
+            let level = page.role.level();
+            let wanted = page.gfn.get() + ((at.at() as u64) << (9 * (level.get() - 1)));
+            let part = below.gfn.get() == wanted && below.role.access() == page.role.access();
+            findings.check(part, "I13", || format!("{at:?} leads to gfn {}, expected {wanted:#x}", below.gfn));
+        }
         if let Some(pte) = self.synced_entry(at, page) {
             let (level, four_byte) = (page.role.level(), page.role.has_four_byte_entries());
             // CR4.PSE, which decides what bit 7 of a 4-byte entry means, is not in the role: the child tells.
@@ -87,6 +93,12 @@ impl MmuView<'_> {
         findings.check(spte.pfn() == gfn.pfn(), "I1", || format!("{at:?} holds {spte:?}, recorded gfn {gfn}"));
         if spte.is_mmu_writable() {
             self.audit_writable(at, gfn, findings);
+        }
+        if page.role.is_direct() {
+            let rights_hold = page.role.access().contains(spte.access()) || (!page.role.has_wp() && !spte.is_user());
+            findings.check(rights_hold && gfn.get() == page.gfn.get() + at.at() as u64, "I14", || {
+                format!("{at:?} holds {spte:?} in a direct page of role {:#x}", page.role.word())
+            });
         }
         if let Some(pte) = self.synced_entry(at, page) {
             let mut most = page.role.access() & entry_access(pte);

@@ -1,0 +1,164 @@
+//! Two-dimensional paging: the hardware walks the guest's own tables, each address in them through direct tables (E018, E044).
+//!
+//! No guest table is shadowed, so nothing is ever write-protected, unsync or stale, and what the guest does to its tables, its
+//! registers and its TLB costs no exit. What costs one is a guest-physical address without a direct entry. KVM:
+//! `kvm_tdp_page_fault`, `mmu_alloc_direct_roots`. Nothing of this lies on the path of a shadow MMU but a test of a flag.
+
+use core::cell::Cell;
+
+use super::{
+    Vcpu,
+    access::{Action, Inside, descend, perform},
+    fault::Handled,
+    roots::RootInfo,
+};
+use crate::{
+    access::{AccessFlags, AccessKind, FaultCode},
+    addr::{Gfn, Gpa, Gva, SpId},
+    error::Result,
+    memory::GuestMemory,
+    mmu::{GuestFault, Shared},
+    op::Outcome,
+    paging::{GuestWalk, TableMemory, walk},
+    regs::{CR0_WP, ControlRegs},
+    role::PageRole,
+    spte::Spte,
+    stats::LockReason,
+    sync::AtomicU64,
+};
+
+/// Bits of a guest-physical address that the four levels of direct tables translate.
+const DIRECT_BITS: u32 = 48;
+
+/// A guest-physical address that the direct tables do not map. KVM: an EPT violation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Violation {
+    gpa: Gpa,
+    /// An entry of a guest table is there; the guest's fault if the table is in no memslot. `None`: the page itself is.
+    table: Option<FaultCode>,
+}
+
+/// Guest memory as the hardware's walk of the guest's tables sees it: through the direct tables.
+struct Nested<'a> {
+    shared: &'a Shared,
+    root: Option<SpId>,
+    /// The first address that was not mapped.
+    missing: Cell<Option<Gpa>>,
+}
+
+impl Nested<'_> {
+    /// The memory behind a guest-physical address. A direct leaf has all rights, and is accessed and dirty from the start.
+    fn translate(&self, gpa: Gpa) -> Option<Gpa> {
+        let leaf = self
+            .root
+            .filter(|_| gpa.get() >> DIRECT_BITS == 0)
+            .and_then(|root| descend(self.shared, root, Gva::new(gpa.get())));
+        if leaf.is_none() && self.missing.get().is_none() {
+            self.missing.set(Some(gpa));
+        }
+        leaf.map(|(_, spte)| Gpa::new(spte.pfn().gfn().gpa().get() | gpa.offset()))
+    }
+}
+
+impl TableMemory for Nested<'_> {
+    type Place<'a>
+        = &'a AtomicU64
+    where
+        Self: 'a;
+
+    fn place(&self, gpa: Gpa) -> Option<Self::Place<'_>> {
+        self.translate(gpa).and_then(|gpa| self.shared.memory.place(gpa))
+    }
+
+    fn load(place: &AtomicU64) -> u64 {
+        <GuestMemory as TableMemory>::load(place)
+    }
+
+    fn update_entry(&self, gpa: Gpa, old: u64, new: u64) -> bool {
+        self.translate(gpa).is_some_and(|gpa| self.shared.memory.update_entry(gpa, old, new))
+    }
+
+    fn update_half(&self, gpa: Gpa, old: u32, new: u32) -> bool {
+        self.translate(gpa).is_some_and(|gpa| self.shared.memory.update_half(gpa, old, new))
+    }
+}
+
+impl Vcpu {
+    /// Inside the guest, where the TLB has nothing: the walk in two dimensions, then memory. A fault that the guest's tables give is
+    /// the guest's own and leads to no exit.
+    #[inline(never)]
+    pub(super) fn walk_in_two_dimensions(
+        &mut self,
+        shared: &Shared,
+        gva: Gva,
+        kind: AccessKind,
+        flags: AccessFlags,
+        action: Action,
+    ) -> Inside {
+        let Some(paging) = &self.cx.paging else { return Inside::Done(Outcome::TripleFault) };
+        let memory = Nested { shared, root: self.root().shadow_page(), missing: Cell::new(None) };
+        let found =
+            match walk(&memory, &shared.walk_context(paging), self.walk_start(paging.mode, gva), gva, kind, flags) {
+                Ok(found) => found,
+                Err(code) => {
+                    return match memory.missing.get() {
+                        Some(gpa) => Inside::Violation(Violation { gpa, table: Some(code) }),
+                        None => Inside::Done(Outcome::PageFault { address: gva, code }),
+                    };
+                }
+            };
+        let gpa = Gpa::new(found.gfn.gpa().get() | gva.offset());
+        let Some(reached) = memory.translate(gpa) else { return Inside::Violation(Violation { gpa, table: None }) };
+        let entry = Spte::combined(reached.gfn().pfn(), found.access, found.is_dirty());
+        self.tlb.fill(gva.page(), entry.raw());
+        Inside::Done(perform(shared, entry, gva, action))
+    }
+
+    /// The exit of an address without a direct entry: one is made, under the lock, if there is memory behind it.
+    #[inline(never)]
+    pub(super) fn handle_violation(
+        &mut self,
+        shared: &Shared,
+        violation: Violation,
+        gva: Gva,
+        kind: AccessKind,
+    ) -> Result<Handled> {
+        let Violation { gpa, table } = violation;
+        self.cx.stats.counters.pf_taken += 1;
+        if !shared.is_visible(gpa.gfn()) {
+            let Some(code) = table else {
+                self.cx.stats.counters.mmio_exits += 1;
+                return Ok(Handled::Mmio(gpa));
+            };
+            self.cx.stats.counters.pf_guest += 1;
+            self.tlb.drop_page(gva.page());
+            return Ok(Handled::Guest(GuestFault { code }));
+        }
+        let seems_mapped = self.seems_mapped_directly(shared, gpa);
+        self.map(shared, &GuestWalk::direct(gpa), Gva::new(gpa.get()), kind.is_write(), seems_mapped)?;
+        Ok(Handled::Retry)
+    }
+
+    /// Whether, under a lock that has readers, another vCPU seems to have made the entry meanwhile: a guess without the lock, in a
+    /// section as an access.
+    fn seems_mapped_directly(&self, shared: &Shared, gpa: Gpa) -> bool {
+        let Some(root) = self.root().shadow_page().filter(|_| shared.config.lock.has_readers()) else { return false };
+        let Some(_section) = shared.modes[self.index].section() else { return false };
+        descend(shared, root, Gva::new(gpa.get())).is_some()
+    }
+
+    /// The one direct root of the machine, found or made; CR3 has no part in it, so its tag is 0 (E028).
+    #[cold]
+    pub(super) fn load_direct_root(&mut self, shared: &Shared) -> Result<()> {
+        let hpa = shared.lock(&mut self.cx, LockReason::Load).alloc_root(Gfn::new(0), PageRole::tdp())?;
+        self.roots.current = RootInfo { pgd: 0, hpa };
+        self.tlb.flush();
+        Ok(())
+    }
+
+    /// Whether a register write leaves the roots. Since 6.4 a change of CR0.WP alone does: a direct role does not have it, and the
+    /// TLB's entries are judged by the register as it is.
+    pub(super) fn keeps_direct_root(&self, shared: &Shared, old: &ControlRegs) -> bool {
+        shared.config.policy.is_lru() && old.cr0 ^ self.regs.cr0 == CR0_WP
+    }
+}

@@ -1,0 +1,145 @@
+"""Two-dimensional paging: core and model do the same; and the machine that shadows nothing judges the one that does."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from shadow_mmu.differential import ModelSubject, NativeSubject, compare
+from shadow_mmu.ops import Op
+from shadow_mmu.types import OpFlag, OpKind, OutcomeCode
+from shadow_mmu.workloads.random import Stream, random_stream
+from shadow_mmu.workloads.world import PAGINGS
+
+ACCESSES = {OpKind.READ, OpKind.WRITE, OpKind.FETCH, OpKind.LOAD, OpKind.STORE}
+WP, SMAP, NXE = 1 << 16, 1 << 21, 1 << 11
+SOAK_STREAMS = 2000
+
+
+@pytest.mark.parametrize("paging", PAGINGS)
+@pytest.mark.parametrize("policy", ["locked", "seed", "lru:0", "lru:3", "lru:3,lock=rwlock"])
+def test_e044_core_and_model_agree_in_two_dimensions(policy: str, paging: str) -> None:
+    for seed in range(2):
+        stream = random_stream(seed, 800, policy=f"{policy},mmu=tdp", vcpus=3, paging=paging)
+        found = compare(stream, NativeSubject, ModelSubject, audit_every=200, oracle=True)
+        assert found is None, str(found)
+
+
+def test_e044_streams_meet_every_exit_and_none_that_only_shadow_tables_have() -> None:
+    totals: dict[str, int] = {}
+    for seed in range(6):
+        stream = random_stream(seed, 2000, policy="lru:3,mmu=tdp")
+        subject = NativeSubject(stream.config)
+        pages = np.array(stream.pages, "<u8").reshape(-1, 512)
+        for op in stream.ops:
+            subject.execute(op, pages)
+        for name, count in subject.vm.stats()["counters"].items():
+            totals[name] = totals.get(name, 0) + count
+    counted = {name for name, count in totals.items() if count}
+    assert counted == {
+        *("pf_taken", "pf_fixed", "pf_guest", "mmio_exits"),
+        *("tlb_flush", "invlpg", "remote_tlb_flush_requests", "mmu_cache_miss"),
+    }
+
+
+class Registers:
+    """CR0, CR4 and EFER of each vCPU as the writes that succeeded left them, to know what shadow entries cannot express."""
+
+    def __init__(self, vcpus: int) -> None:
+        self.values = [
+            {OpKind.WRITE_CR0: 0x80050033, OpKind.WRITE_CR4: 0x20, OpKind.WRITE_EFER: 0xD00} for _ in range(vcpus)
+        ]
+
+    def observe(self, op: Op) -> None:
+        """Take note of a write that succeeded."""
+        kind = OpKind(op.kind)
+        if kind in self.values[op.vcpu]:
+            self.values[op.vcpu][kind] = op.addr
+
+    def shadow_may_differ(self, vcpu: int) -> bool:
+        """Whether shadow entries may give rights that the guest's do not.
+
+        EFER.NX is not in the role, so an entry with bit 63 stays when that bit becomes reserved; and a supervisor's write under
+        CR0.WP=0 makes a supervisor page, which SMAP lets through (B.5).
+        """
+        now = self.values[vcpu]
+        return not now[OpKind.WRITE_EFER] & NXE or (
+            not now[OpKind.WRITE_CR0] & WP and bool(now[OpKind.WRITE_CR4] & SMAP)
+        )
+
+
+def judged(stream: Stream) -> Iterator[tuple[int, Op, object, object, bool]]:
+    """Run a stream on shadow tables and in two dimensions, each access right after its own INVLPG.
+
+    Yields each operation with both outcomes and whether they may differ, and ends after a triple fault, which is a matter of
+    shadow roots.
+    """
+    config = replace(stream.config, tlb_entries=0)
+    shadow = NativeSubject(config)
+    direct = NativeSubject(replace(config, policy=f"{config.policy},mmu=tdp"))
+    registers = Registers(config.vcpus)
+    pages = np.array(stream.pages, "<u8").reshape(-1, 512)
+    for index, op in enumerate(stream.ops):
+        if op.kind in ACCESSES:
+            for subject in (shadow, direct):
+                subject.execute(Op(OpKind.INVLPG, vcpu=op.vcpu, addr=op.addr), pages)
+        one, two = shadow.execute(op, pages), direct.execute(op, pages)
+        if isinstance(one, tuple) and one[0] == OutcomeCode.TRIPLE_FAULT:
+            return
+        may_differ = op.kind in ACCESSES and registers.shadow_may_differ(op.vcpu)
+        yield index, op, one, two, may_differ
+        if isinstance(one, tuple) and one[0] == OutcomeCode.OK:
+            registers.observe(op)
+        if may_differ and one != two:
+            return  # memory may differ from here on
+    assert shadow.audit() == direct.audit() == []
+    for gpa, length in config.slots:
+        assert memory(shadow, gpa, length) == memory(direct, gpa, length), "memory, A and D bits included"
+
+
+def memory(subject: NativeSubject, gpa: int, length: int) -> bytes:
+    """Return what a memslot holds."""
+    held: bytes = subject.vm.memory_read(gpa, length)
+    return held
+
+
+def agree(streams: Iterator[Stream]) -> tuple[int, int]:
+    """Compare every outcome; return how many accesses were compared, and how many of them did what the role cannot express."""
+    compared = excused = 0
+    for number, stream in enumerate(streams):
+        for index, op, one, two, may_differ in judged(stream):
+            compared += op.kind in ACCESSES
+            if one != two:
+                assert may_differ, (
+                    f"stream {number}, operation {index}, {op!r}: {one} shadowed, {two} in two dimensions"
+                )
+                excused += 1
+    return compared, excused
+
+
+@pytest.mark.parametrize("paging", PAGINGS)
+@pytest.mark.parametrize("policy", ["seed", "lru:3"])
+def test_e044_shadow_tables_translate_as_the_guests_own_do(policy: str, paging: str) -> None:
+    streams = (random_stream(seed, 700, policy=policy, vcpus=2, paging=paging) for seed in range(12))
+    compared, excused = agree(streams)
+    assert compared > 3000
+    assert excused < compared // 500
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("paging", PAGINGS)
+def test_e044_shadow_tables_translate_as_the_guests_own_do_in_many_streams(paging: str) -> None:
+    compared, _ = agree(
+        random_stream(seed, 700, policy="lru:3", vcpus=2, paging=paging) for seed in range(SOAK_STREAMS)
+    )
+    assert compared > 500 * SOAK_STREAMS // 2
+
+
+def test_a_wrong_right_in_a_shadow_entry_would_be_seen() -> None:
+    """The comparison has teeth: a guest that owes the INVLPG sees its old translation on one machine only."""
+    stream = random_stream(1, 700, policy="lru:3", vcpus=2, paging="4-level")
+    config = replace(stream.config, tlb_entries=1536)
+    pages = np.array(stream.pages, "<u8").reshape(-1, 512)
+    shadow, direct = NativeSubject(config), NativeSubject(replace(config, policy="lru:3,mmu=tdp", tlb_entries=0))
+    assert any(shadow.execute(op, pages) != direct.execute(op, pages) for op in stream.ops if op.flags != OpFlag.HOST)
