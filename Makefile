@@ -175,7 +175,7 @@ stress: $(VENV)/.dev ## Let 2 and 8 vCPUs do everything at once under every poli
 .PHONY: schedules
 schedules: ## The stress under a deterministic scheduler: seeds hold, mutants are caught, failing schedules fail again
 	cargo test --package shadow-mmu-sync --features scheduled --quiet --lib schedule
-	SCHEDULES_SECONDS=$${SCHEDULES_SECONDS:-20} cargo test --package shadow-mmu --test schedules --features scheduled,mutants --quiet
+	SCHEDULES_SECONDS=$${SCHEDULES_SECONDS:-20} cargo test --package shadow-mmu --test schedules --test self_check --features scheduled,mutants --quiet
 
 .PHONY: stress-long
 stress-long: $(VENV)/.dev ## The same for ten minutes with 2 vCPUs and ten minutes with 8
@@ -183,7 +183,8 @@ stress-long: $(VENV)/.dev ## The same for ten minutes with 2 vCPUs and ten minut
 	$(STRESS) --vcpus 8 --seconds 200 --model
 
 .PHONY: soak
-soak: $(VENV)/.dev ## Run the long differential tests: a million operations on core and model
+soak: $(VENV)/.dev ## Run the long tests: ten million operations on the core, a million on core and model, dumps, matrices, unicorn
+	cargo test --release --package shadow-mmu --test self_check --quiet -- --include-ignored --nocapture
 	HYPOTHESIS_PROFILE=soak $(BIN)/pytest tests -m soak --timeout 0
 
 # Hours: what is left when every day's run is green.

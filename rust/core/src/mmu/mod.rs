@@ -181,10 +181,11 @@ impl Shared {
         })
     }
 
-    /// Whether this rule is switched off; constant false in builds without mutants.
+    /// Whether this rule is switched off; constant false in builds without mutants. [`Mutant::None`] is never off: where a caller
+    /// has no rule to name, it names that.
     #[inline]
     pub(crate) fn mutated(&self, mutant: Mutant) -> bool {
-        cfg!(feature = "mutants") && self.config.mutant == mutant
+        cfg!(feature = "mutants") && mutant != Mutant::None && self.config.mutant == mutant
     }
 
     /// What decides a walk of the guest's tables in this context.
