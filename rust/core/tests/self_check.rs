@@ -15,7 +15,7 @@ mod walk;
 
 use std::env;
 
-use shadow_mmu::{LinkPolicy, Policy, VmConfig};
+use shadow_mmu::{CpuModel, LinkPolicy, MmuKind, PaeRootPolicy, Policy, VmConfig};
 
 use self::{
     machine::{Figures, Machine},
@@ -28,14 +28,21 @@ const POLICIES: [Policy; 7] =
 const TLB_ENTRIES: [usize; 5] = [0, 1, 12, 24, 1536];
 const WIDTHS: [u8; 4] = [40, 46, 46, 52];
 
-/// The machine of a seed: all of these meet each other, for their numbers have no common factor but that of the widths.
+/// The machine of a seed: all of these meet each other, for their periods have no common factor.
 fn config(seed: u64) -> VmConfig {
     let number = seed as usize;
     VmConfig {
         policy: POLICIES[number % POLICIES.len()],
         tlb_entries: TLB_ENTRIES[number % TLB_ENTRIES.len()],
         link: LinkPolicy::ALL[number % LinkPolicy::ALL.len()],
-        maxphyaddr: WIDTHS[number % WIDTHS.len()],
+        pae_roots: if number % 11 < 5 { PaeRootPolicy::Cached } else { PaeRootPolicy::Uncached },
+        mmu: if number % 13 < 2 { MmuKind::Tdp } else { MmuKind::Shadow },
+        cpu: CpuModel {
+            maxphyaddr: WIDTHS[number % WIDTHS.len()],
+            gib_pages: number % 17 < 12,
+            pse36: number % 19 < 12,
+            ..CpuModel::default()
+        },
         ..VmConfig::default()
     }
 }

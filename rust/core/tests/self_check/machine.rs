@@ -73,7 +73,7 @@ pub(super) struct Machine {
 impl Machine {
     pub(super) fn new(seed: u64, config: &VmConfig) -> Self {
         let slots = vec![(Gpa::new(0), LOW_BYTES), (Gpa::new(HIGH_SLOT), HIGH_BYTES)];
-        let maxphyaddr = u32::from(config.maxphyaddr);
+        let maxphyaddr = u32::from(config.cpu.maxphyaddr);
         let vm = Vm::new(VmConfig { slots, vcpus: VCPUS, ..config.clone() }).unwrap();
         let mut guest = Guest { rng: fastrand::Rng::with_seed(seed), maxphyaddr };
         for (gpa, word) in guest.setup() {
@@ -112,7 +112,7 @@ impl Machine {
             "seed {}, operation {}, {:x?}:\n{}",
             self.seed,
             self.figures.operations,
-            self.vm.config().policy,
+            self.vm.config(),
             ops.join("\n")
         )
     }
@@ -128,7 +128,7 @@ impl Machine {
     }
 
     pub(super) fn view(&self, vcpu: usize) -> View<'_> {
-        View { vm: &self.vm, regs: self.regs[vcpu], pdptrs: self.pdptrs[vcpu], maxphyaddr: self.guest.maxphyaddr }
+        View { vm: &self.vm, regs: self.regs[vcpu], pdptrs: self.pdptrs[vcpu], cpu: self.vm.config().cpu }
     }
 
     pub(super) fn mode(&self, vcpu: usize) -> Mode {

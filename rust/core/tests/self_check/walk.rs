@@ -1,6 +1,6 @@
 //! A walk of the guest's tables as they are, by the rules of docs/machine.md, 5 and 7, and by nothing of the core.
 
-use shadow_mmu::{Gpa, Vm, regs::ControlRegs};
+use shadow_mmu::{CpuModel, Gpa, Vm, regs::ControlRegs};
 
 /// What an access asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -107,7 +107,7 @@ pub(super) struct View<'a> {
     pub(super) vm: &'a Vm,
     pub(super) regs: ControlRegs,
     pub(super) pdptrs: [u64; 4],
-    pub(super) maxphyaddr: u32,
+    pub(super) cpu: CpuModel,
 }
 
 impl View<'_> {
@@ -135,12 +135,13 @@ impl View<'_> {
 
     fn reserved(&self, mode: Mode, level: u32, large: bool) -> u64 {
         if mode == Mode::Bits32 {
-            return if large { bits(21, 17) } else { 0 };
+            return if large { bits(21, if self.cpu.pse36 { 17 } else { 13 }) } else { 0 };
         }
-        let high = bits(if mode == Mode::Pae { 62 } else { 51 }, self.maxphyaddr) | if self.nx() { 0 } else { 1 << 63 };
+        let width = u32::from(self.cpu.maxphyaddr);
+        let high = bits(if mode == Mode::Pae { 62 } else { 51 }, width) | if self.nx() { 0 } else { 1 << 63 };
         match level {
             4.. => high | 1 << 7,
-            3 if large => high | bits(29, 13),
+            3 if large => high | bits(29, 13) | if self.cpu.gib_pages { 0 } else { 1 << 7 },
             2 if large => high | bits(20, 13),
             _ => high,
         }
