@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from shadow_mmu.stressing.plan import StressPlan
     from shadow_mmu.stressing.report import StressReport
     from shadow_mmu.stressing.runner import stress
+    from shadow_mmu.translations import Translations
     from shadow_mmu.types import Memslot, MmioExit, OpFlag, OpKind, OutcomeCode, TraceKind
     from shadow_mmu.vm import Vm
 
@@ -91,6 +92,7 @@ __all__ = [
     "StuckError",
     "ThreadError",
     "TraceKind",
+    "Translations",
     "TripleFault",
     "UnsupportedModeError",
     "Vcpu",
@@ -141,6 +143,7 @@ _HOMES = {
     "stressing.plan": ("StressPlan",),
     "stressing.report": ("StressReport",),
     "stressing.runner": ("stress",),
+    "translations": ("Translations",),
     "types": ("MmioExit", "Memslot", "OpFlag", "OpKind", "OutcomeCode", "TraceKind"),
     "vm": ("Vm",),
 }

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
+from numpy.typing import ArrayLike
 from typing_extensions import Buffer
 
 from shadow_mmu.cpu import CpuModel
+from shadow_mmu.translations import Translations
 from shadow_mmu.types import MmioExit
 
 __version__: str
@@ -42,6 +44,47 @@ class Vcpu:
     def access(
         self, gva: int, kind: str = "read", /, *, user: bool = False, ac: bool = False, implicit: bool = False
     ) -> int | MmioExit: ...
+    def translate(
+        self, gva: int, kind: str = "read", /, *, user: bool = False, ac: bool = False, implicit: bool = False
+    ) -> int:
+        """Return where the guest's tables lead such an access now: the gpa, whether or not a memslot has it.
+
+        The walk makes every check of the access and changes nothing: it sets no A or D bit, makes no shadow page or TLB entry,
+        counts nothing and takes no lock. What TLB and shadow tables still have of earlier tables is not looked at. A vCPU that
+        was shut down can be looked at too.
+
+        Raises
+        ------
+        PageFault, GeneralProtection
+            What the access would raise.
+
+        """
+    def translate_many(
+        self, gvas: ArrayLike, kind: str = "read", /, *, user: bool = False, ac: bool = False, implicit: bool = False
+    ) -> Translations:
+        """Translate every address of an array, as :meth:`translate` does, in lock-step.
+
+        Parameters
+        ----------
+        gvas : array of unsigned integers, or list of int
+            The addresses, in an array of any shape or in a flat list. A C-contiguous array of uint64 is used as it is; of other
+            whole numbers a copy is made. It is read once, at the start.
+        kind, user, ac, implicit
+            As for :meth:`access`.
+
+        Returns
+        -------
+        Translations
+            ``gpa`` and ``error``, arrays of the shape of ``gvas``.
+
+        Raises
+        ------
+        ProgramError
+            ``gvas`` is not made of whole numbers in 0..2**64.
+        KeyboardInterrupt
+            Ctrl-C; there is no result, and nothing has changed.
+
+        """
     def load(self, gva: int, size: int = 8, /, *, user: bool = False, ac: bool = False) -> int | MmioExit: ...
     def store(
         self, gva: int, value: int, size: int = 8, /, *, user: bool = False, ac: bool = False

@@ -54,6 +54,8 @@ INDEX_CALLS: list[Callable[[Vm, Any], object]] = [
     lambda vm, value: vm.memory.read_array(0, value),
     lambda vm, value: vm.memory.write(value, b"x"),
     lambda vm, value: vm.vcpus[0].access(value),
+    lambda vm, value: vm.vcpus[0].translate(value),
+    lambda vm, value: vm.vcpus[0].translate_many([value]),
     lambda vm, value: vm.vcpus[0].load(value),
     lambda vm, value: vm.vcpus[0].load(GVA, value),
     lambda vm, value: vm.vcpus[0].store(GVA, value),
@@ -95,7 +97,7 @@ def test_what_is_no_integer_is_refused_and_changes_nothing(
         assert vm.audit() == []
 
 
-@pytest.mark.parametrize("call", INDEX_CALLS[:10])
+@pytest.mark.parametrize("call", INDEX_CALLS[:12])
 def test_an_integer_that_lies_is_taken_for_one_of_its_two_values_or_refused(call: Callable[[Vm, Any], object]) -> None:
     from contextlib import suppress
 

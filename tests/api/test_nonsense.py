@@ -27,6 +27,8 @@ vcpu_calls: Calls = st.one_of(
         st.just({}),
     ),
     st.tuples(st.just("access"), st.tuples(integers, kinds), rights),
+    st.tuples(st.just("translate"), st.tuples(integers, kinds), rights),
+    st.tuples(st.just("translate_many"), st.tuples(st.lists(anything, max_size=3) | anything, kinds), rights),
     st.tuples(st.just("load"), st.tuples(integers, sizes), rights),
     st.tuples(st.just("store"), st.tuples(integers, integers, sizes), rights),
 )
@@ -108,7 +110,12 @@ def test_policies_take_nonsense(text: object) -> None:
 def test_arrays_of_any_kind_are_taken_or_refused(dtype: str, length: int, strided: bool) -> None:  # noqa: FBT001  drawn
     array = np.zeros(2 * length if strided else length, dtype)[:: 2 if strided else 1]
     with Vm(SIZE, vcpus=1) as vm:
-        for call in (lambda: vm.memory.write(0, array), lambda: vm.run([array]), lambda: vm.run([], pages=array)):
+        for call in (
+            lambda: vm.memory.write(0, array),
+            lambda: vm.run([array]),
+            lambda: vm.vcpus[0].translate_many(array),
+            lambda: vm.run([], pages=array),
+        ):
             with suppress(ShadowMmuError):
                 call()
 

@@ -65,10 +65,11 @@ def test_unsafe_code_without_a_reason_would_be_seen() -> None:
 def test_the_bindings_stay_marshalling() -> None:
     """A binding that decides something grows; the cap makes that visible (architecture, bindings).
 
-    Of these about a fifth copies reports into dictionaries, a tenth is the stress's keywords and report.
+    Of these about a fifth copies reports into dictionaries, a tenth is the stress's keywords and report, another takes and gives arrays
+    of translations.
     """
     lines = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "rust/python/src").rglob("*.rs")}
-    assert sum(lines.values()) <= 1400, lines
+    assert sum(lines.values()) <= 1600, lines
 
 
 def test_no_file_names_a_path_of_somebodys_machine() -> None:

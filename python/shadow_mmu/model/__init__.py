@@ -6,7 +6,8 @@ knows no shadow pages at all: which translations an access may use, stale ones i
 
 Read it in this order: :mod:`.permissions`, :mod:`.walk` (the guest's tables), :mod:`.role`, :mod:`.spte`, :mod:`.pages` (the
 shadow's), :mod:`.unsync`, :mod:`.leaf`, :mod:`.zap`, :mod:`.sync`, :mod:`.lookup`, :mod:`.fault` (how one comes from the other),
-:mod:`.roots`, :mod:`.requests`, :mod:`.invlpg`, :mod:`.writes` (what invalidates), :mod:`.access`, :mod:`.machine`. Ids in
+:mod:`.roots`, :mod:`.requests`, :mod:`.invlpg`, :mod:`.writes` (what invalidates), :mod:`.access`, :mod:`.translate`,
+:mod:`.machine`. Ids in
 comments (E..., C.x, I..., F-...) are those of the semantics that the project implements; KVM's names are kept.
 
 Nothing here imports numpy or the compiled core.

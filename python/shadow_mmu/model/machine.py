@@ -1,6 +1,6 @@
 """The deterministic machine: every operation of ``docs/machine.md`` §2, one at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from shadow_mmu.cpu import DEFAULT_CPU, CpuModel
@@ -22,6 +22,7 @@ from .state import shadow_pages, state_words
 from .stats import stats
 from .tdp import keeps_root
 from .tlb import Tlb
+from .translate import as_numbers, translate
 from .vcpu import UnsettledCr3Write, Vcpu
 from .vm import SharedState
 from .writes import host_write
@@ -182,6 +183,32 @@ class Machine:
         if kind in (c.HOST_STORE, c.HOST_PAGE, c.ZAP_GFN):
             return self._host_operation(op, pages)
         return self._write_register(vcpu, kind, addr, host=bool(flags & c.FLAG_HOST))
+
+    def translate(self, vcpu: int, gva: int, kind: int = c.READ, flags: int = 0) -> Outcome:
+        """Look where the guest's tables lead an access now; nothing changes (§16).
+
+        Parameters
+        ----------
+        vcpu : int
+            Whose registers count; one that was shut down has them too.
+        gva : int
+            The address.
+        kind, flags : int
+            READ, WRITE or FETCH; USER, AC and IMPLICIT count.
+
+        Returns
+        -------
+        Outcome
+            OK with the gpa, whether or not a memslot has it; PAGE_FAULT or GP, which the access would raise.
+
+        """
+        return translate(self.vm, self.vm.vcpus[vcpu], gva, kind, flags)
+
+    def translate_many(
+        self, vcpu: int, gvas: Iterable[int], kind: int = c.READ, flags: int = 0
+    ) -> list[tuple[int, int]]:
+        """Look at many translations: of each gpa and error, as :class:`shadow_mmu.Translations` has them."""
+        return [as_numbers(self.translate(vcpu, gva, kind, flags)) for gva in gvas]
 
     def write_cr3(self, vcpu: Vcpu, value: int) -> Outcome:
         """MOV to CR3 (A.1, A.5, §8)."""

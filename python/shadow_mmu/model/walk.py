@@ -49,7 +49,7 @@ class GuestWalk(NamedTuple):
     table_gfn: dict[int, int]
     """By level: the frame of the table."""
     gptes: dict[int, int]
-    """By level: the raw entry, after A and D were set."""
+    """By level: the raw entry; after :func:`walk` with A and D set."""
 
 
 def entry_gpa(context: Context, table_gfn: int, gva: int, level: int) -> int:
@@ -98,6 +98,26 @@ def _walk_once(
     memory: TableMemory, context: Context, first_table: int | None, gva: int, access: Access
 ) -> GuestWalk | int | None:
     """Walk once; ``None`` if an entry changed between its reading and the setting of its A or D bit."""
+    found = descend(memory, context, first_table, gva, access)
+    if isinstance(found, int):
+        return found
+    level, gptes = found.level, found.gptes
+    # Step 9.
+    acc = found.access if access.write or gptes[level] & GPTE_D else found.access & ~ACC_W
+    # Step 10, from the top level down to the leaf.
+    for at in range(context.top, level - 1, -1):
+        want = gptes[at] | GPTE_A | (GPTE_D if access.write and at == level else 0)
+        if want != gptes[at]:
+            if not compare_exchange(memory, context, entry_gpa(context, found.table_gfn[at], gva, at), gptes[at], want):
+                return None
+            gptes[at] = want
+    return found._replace(access=acc)
+
+
+def descend(
+    memory: TableMemory, context: Context, first_table: int | None, gva: int, access: Access
+) -> GuestWalk | int:
+    """Take steps 1 to 7, which write nothing: every entry as it is, and all rights that the entries give."""
     # Step 1. The failure code carries W and U, and F only where the processor defines it.
     code = access_code(access)
     if access.fetch and not (context.nx or context.smep):
@@ -129,15 +149,6 @@ def _walk_once(
     if is_denied(context, acc, access):  # step 6
         return code | PF_P
     target = leaf_gfn(context, gpte, gva, level)  # step 7
-    if not access.write and not gpte & GPTE_D:  # step 9
-        acc &= ~ACC_W
-    # Step 10, from the top level down to the leaf.
-    for at in range(context.top, level - 1, -1):
-        want = gptes[at] | GPTE_A | (GPTE_D if access.write and at == level else 0)
-        if want != gptes[at]:
-            if not compare_exchange(memory, context, entry_gpa(context, table_gfn[at], gva, at), gptes[at], want):
-                return None
-            gptes[at] = want
     return GuestWalk(level, target, acc, parent_access, table_gfn, gptes)
 
 

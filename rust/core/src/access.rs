@@ -4,6 +4,8 @@
 
 use bitflags::bitflags;
 
+use crate::addr::Gpa;
+
 bitflags! {
     /// Rights of an entry or of a path, as KVM's `ACC_*`: accumulated by AND from the root down (E114).
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,6 +47,20 @@ bitflags! {
         const IMPLICIT = 4;
     }
 }
+
+/// Why a look at a translation finds none: what the access would raise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum TranslateError {
+    /// The address is not canonical: #GP.
+    #[error("not canonical")]
+    NotCanonical,
+    /// The guest's tables do not permit the access: a page fault with this code.
+    #[error("page fault, error code {:#x}", .0.bits())]
+    PageFault(FaultCode),
+}
+
+/// The gpa that an address translates to, whether or not a memslot has it.
+pub type Translation = Result<Gpa, TranslateError>;
 
 /// What a guest access does with the page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -97,7 +97,7 @@ pub mod vm;
 
 #[cfg(not(any(loom, explored)))]
 pub use self::{
-    access::{Access, AccessFlags, AccessKind, FaultCode},
+    access::{Access, AccessFlags, AccessKind, FaultCode, TranslateError, Translation},
     addr::{Gfn, Gpa, Gva, Hpa, Level, Pfn, SpId, SpteRef},
     config::{CpuModel, LockKind, MmuKind, Mutant, PaeRootPolicy, Policy, VmConfig},
     error::Error,
@@ -107,5 +107,5 @@ pub use self::{
     replay::{ReplayMode, ReplayOptions, ReplayReport, replay},
     run::{Control, RunOptions, RunReport, run},
     stats::{Counters, LockReason, LockUser, Stats},
-    vm::{Cpu, Vm},
+    vm::{Cpu, Translator, Vm},
 };

@@ -1,6 +1,6 @@
 //! Control registers of a vCPU and the rules of writing them (A.5, docs/machine.md, 4).
 
-use crate::config::CpuModel;
+use crate::{addr::Gva, config::CpuModel};
 
 /// CR0.PE.
 pub const CR0_PE: u64 = 1;
@@ -83,6 +83,13 @@ impl PagingMode {
     /// Whether this is 4- or 5-level paging, whose root is a shadow page.
     pub const fn is_long(self) -> bool {
         matches!(self, PagingMode::Long4 | PagingMode::Long5)
+    }
+
+    /// The address as an instruction of this mode forms it: outside long mode the low 32 bits.
+    #[inline]
+    #[must_use]
+    pub const fn linear(self, gva: Gva) -> Gva {
+        if self.is_long() { gva } else { gva.truncated() }
     }
 
     /// Width of linear addresses.

@@ -1,5 +1,8 @@
 //! A whole machine, and the way to its vCPUs.
 
+mod translate;
+
+pub use self::translate::Translator;
 use shadow_mmu_sys::lock::{Guard, Mutex};
 
 use crate::{

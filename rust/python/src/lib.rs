@@ -13,6 +13,7 @@ mod process;
 mod report;
 mod run;
 mod stress;
+mod translate;
 mod vcpu;
 mod vm;
 

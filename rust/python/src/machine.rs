@@ -29,15 +29,19 @@ impl Machine {
         Self { vm: RwLock::new(Some(vm)), home: Process::current() }
     }
 
+    /// Refuses a process that has only a copy of the machine.
+    #[inline]
+    pub(crate) fn check_home(&self, py: Python<'_>) -> PyResult<()> {
+        if self.home.is_current() { Ok(()) } else { Err(errors::forked(py, self.home)) }
+    }
+
     /// Does something with the open machine, which cannot be closed meanwhile.
     ///
     /// # Errors
     /// `ClosedError` once it was closed, `ForkedError` in a process that has only a copy of it, and what `body` raises.
     #[inline]
     pub(crate) fn with<R>(&self, py: Python<'_>, body: impl FnOnce(&CoreVm) -> PyResult<R>) -> PyResult<R> {
-        if !self.home.is_current() {
-            return Err(errors::forked(py, self.home));
-        }
+        self.check_home(py)?;
         // Only `close` ever writes, and never waits: a failed `try_read` is a machine that is going.
         match self.vm.try_read().as_deref() {
             Ok(Some(vm)) => body(vm),

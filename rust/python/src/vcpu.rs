@@ -9,6 +9,7 @@ use crate::{
     convert::Word,
     errors::{self, Reached},
     machine::Machine,
+    translate,
 };
 
 /// One virtual CPU. Methods raise `PageFault`, `GeneralProtection`, `TripleFault`, `VcpuBusyError`, `ClosedError`.
@@ -148,6 +149,31 @@ impl Vcpu {
     ) -> PyResult<Bound<'py, PyAny>> {
         let kind = access_kind(py, kind)?;
         self.reach(py, |cpu| cpu.access(Gva::new(gva.0), kind, flags(user, ac, implicit)))
+    }
+
+    /// Where the guest's tables lead such an access now. Nothing changes by it, no A or D bit either.
+    #[pyo3(signature = (gva, kind="read", /, *, user=false, ac=false, implicit=false))]
+    fn translate(&self, py: Python<'_>, gva: Word, kind: &str, user: bool, ac: bool, implicit: bool) -> PyResult<u64> {
+        let (gva, kind, flags) = (Gva::new(gva.0), access_kind(py, kind)?, flags(user, ac, implicit));
+        let outcome = self.with(py, |cpu| Ok(translate::outcome(cpu, gva, cpu.translate(gva, kind, flags))))?;
+        match errors::from_outcome(py, outcome)? {
+            Reached::Value(gpa) | Reached::Mmio(gpa) => Ok(gpa),
+        }
+    }
+
+    /// The same for every address of an array, without the interpreter if they are many.
+    #[pyo3(signature = (gvas, kind="read", /, *, user=false, ac=false, implicit=false))]
+    fn translate_many<'py>(
+        &self,
+        py: Python<'py>,
+        gvas: &Bound<'py, PyAny>,
+        kind: &str,
+        user: bool,
+        ac: bool,
+        implicit: bool,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let kind = access_kind(py, kind)?;
+        translate::many(py, &self.machine, self.index, gvas, kind, flags(user, ac, implicit))
     }
 
     /// Guest load of 1, 2, 4 or 8 bytes.

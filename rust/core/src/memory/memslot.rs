@@ -74,6 +74,12 @@ impl Memslot {
         (gfn.get() - self.base.get()) as usize
     }
 
+    /// All words.
+    #[inline]
+    pub(super) fn words(&self) -> &[AtomicU64] {
+        &self.words
+    }
+
     /// The word that contains `gpa`, which is in this slot.
     #[inline]
     pub(crate) fn word(&self, gpa: Gpa) -> &AtomicU64 {

@@ -6,6 +6,8 @@ mod memslot;
 
 use std::sync::OnceLock;
 
+use shadow_mmu_sys::hint;
+
 pub use self::memslot::Memslot;
 use crate::{
     addr::{Gfn, Gpa, PAGE_SIZE},
@@ -200,6 +202,59 @@ pub(crate) fn merge(word: &AtomicU64, mask: u64, value: u64) -> (u64, u64) {
     }
 }
 
+/// Guest memory, looked for first in one slot: of the tables of a guest most are in the slot of its root.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Near<'m> {
+    memory: &'m GuestMemory,
+    base: Gpa,
+    words: &'m [AtomicU64],
+}
+
+impl GuestMemory {
+    /// Looks first in the slot that has `gfn`.
+    #[inline]
+    pub(crate) fn near(&self, gfn: Gfn) -> Near<'_> {
+        let (base, words) = self.slot(gfn).map_or((Gpa::new(0), &[][..]), |slot| (slot.base().gpa(), slot.words()));
+        Near { memory: self, base, words }
+    }
+}
+
+impl<'m> TableMemory for Near<'m> {
+    type Place<'a>
+        = &'m AtomicU64
+    where
+        Self: 'a;
+
+    #[inline]
+    fn place(&self, gpa: Gpa) -> Option<&'m AtomicU64> {
+        let word = self.words.get((gpa.get().wrapping_sub(self.base.get()) >> 3) as usize);
+        if word.is_some() { word } else { far(self.memory, gpa) }
+    }
+
+    #[inline]
+    fn load(place: &'m AtomicU64) -> u64 {
+        <GuestMemory as TableMemory>::load(place)
+    }
+
+    #[inline]
+    fn prefetch(place: &'m AtomicU64) {
+        <GuestMemory as TableMemory>::prefetch(place);
+    }
+
+    fn update_entry(&self, gpa: Gpa, old: u64, new: u64) -> bool {
+        self.memory.update_entry(gpa, old, new)
+    }
+
+    fn update_half(&self, gpa: Gpa, old: u32, new: u32) -> bool {
+        self.memory.update_half(gpa, old, new)
+    }
+}
+
+#[inline(never)]
+fn far(memory: &GuestMemory, gpa: Gpa) -> Option<&AtomicU64> {
+    memory.word(gpa)
+}
+
 impl TableMemory for GuestMemory {
     type Place<'a> = &'a AtomicU64;
 
@@ -212,6 +267,11 @@ impl TableMemory for GuestMemory {
     fn load(place: &AtomicU64) -> u64 {
         // ORDERING(guest-tso): a walk sees tables in the order in which the guest wrote them.
         place.load(Ordering::Acquire)
+    }
+
+    #[inline]
+    fn prefetch(place: &AtomicU64) {
+        hint::prefetch(place);
     }
 
     #[inline]

@@ -13,6 +13,9 @@ pub(crate) trait TableMemory {
     fn place(&self, gpa: Gpa) -> Option<Self::Place<'_>>;
     /// Reads the word with Acquire.
     fn load(place: Self::Place<'_>) -> u64;
+    /// Says that the word is about to be read: a hint.
+    #[inline]
+    fn prefetch(_: Self::Place<'_>) {}
     /// Replaces the 8-byte entry by compare-and-exchange; false if it no longer held `old`.
     fn update_entry(&self, gpa: Gpa, old: u64, new: u64) -> bool;
     /// As [`update_entry`](Self::update_entry) for 4 bytes; the entry beside it may change meanwhile.

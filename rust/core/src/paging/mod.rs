@@ -1,9 +1,11 @@
 //! Guest paging: geometry, reserved bits, permissions and the walk. Pure functions; no MMU state.
 //!
 //! One walk serves every mode: what differs is the decoding of one entry ([`EntryFormat`](format::EntryFormat)), geometry is data.
-//! It is made of [steps](step::step).
+//! It is made of one [`step`](step::step): by the fault, which sets A and D; by a look, which changes nothing, at one address or
+//! at many in lock-step.
 
 pub(crate) mod format;
+mod look;
 mod permission;
 mod reserved;
 mod step;
@@ -11,9 +13,10 @@ mod walk;
 
 pub(crate) use self::{
     format::TableMemory,
+    look::Look,
     permission::PermissionRules,
     reserved::ReservedBits,
-    step::WalkContext,
+    step::{Asked, WalkContext},
     walk::{GuestWalk, walk},
 };
 

@@ -57,24 +57,55 @@ impl PermissionRules {
         self.smap
     }
 
+    /// What an access asks of the rights of its translation.
+    #[inline]
+    pub(crate) const fn demand(self, kind: AccessKind, flags: AccessFlags) -> Demand {
+        let user = flags.is_user();
+        let (mut set, mut clear) = (Access::empty(), Access::empty());
+        if user {
+            set = Access::USER;
+        }
+        match kind {
+            AccessKind::Fetch => {
+                if self.nx {
+                    set = set.union(Access::EXEC);
+                }
+                if !user && self.smep {
+                    clear = Access::USER;
+                }
+            }
+            AccessKind::Read | AccessKind::Write => {
+                if matches!(kind, AccessKind::Write) && (user || self.wp) {
+                    set = set.union(Access::WRITE);
+                }
+                let overridden = flags.contains(AccessFlags::AC) && !flags.contains(AccessFlags::IMPLICIT);
+                if !user && self.smap && !overridden {
+                    clear = Access::USER;
+                }
+            }
+        }
+        Demand { set: set.bits(), clear: clear.bits() }
+    }
+
     /// Whether a translation with these accumulated rights permits the access.
     #[inline]
     pub(crate) const fn permits(self, access: Access, kind: AccessKind, flags: AccessFlags) -> bool {
-        let user_page = access.contains(Access::USER);
-        let user = flags.is_user();
-        if user && !user_page {
-            return false;
-        }
-        let supervisor_on_user_page = !user && user_page;
-        match kind {
-            AccessKind::Fetch => (access.contains(Access::EXEC) || !self.nx) && !(supervisor_on_user_page && self.smep),
-            AccessKind::Read | AccessKind::Write => {
-                let may_write = access.contains(Access::WRITE) || (!user && !self.wp);
-                let overridden = flags.contains(AccessFlags::AC) && !flags.contains(AccessFlags::IMPLICIT);
-                (matches!(kind, AccessKind::Read) || may_write)
-                    && !(supervisor_on_user_page && self.smap && !overridden)
-            }
-        }
+        self.demand(kind, flags).is_met(access)
+    }
+}
+
+/// Rights that must be there, and such that must not: user pages are kept from the supervisor by SMEP and SMAP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Demand {
+    set: u8,
+    clear: u8,
+}
+
+impl Demand {
+    /// Whether the rights are as asked.
+    #[inline]
+    pub(crate) const fn is_met(self, access: Access) -> bool {
+        (access.bits() ^ self.set) & (self.set | self.clear) == 0
     }
 }
 

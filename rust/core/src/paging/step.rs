@@ -1,6 +1,6 @@
 //! One step of a walk: what one entry leads to (B.2, steps 3 to 7). Every walk of the guest's tables is made of it.
 
-use super::{PTE_LARGE, PTE_PRESENT, PermissionRules, ReservedBits, entry_access, format::EntryFormat};
+use super::{PTE_LARGE, PTE_NX, PTE_PRESENT, PermissionRules, ReservedBits, format::EntryFormat, permission::Demand};
 use crate::{
     access::{Access, AccessFlags, AccessKind, FaultCode},
     addr::{Gfn, Gpa, Gva, Level, PHYS_MASK},
@@ -45,8 +45,7 @@ impl WalkContext<'_> {
 /// The access that a walk is made for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
-    kind: AccessKind,
-    flags: AccessFlags,
+    demand: Demand,
     /// The error code of an entry that is not present; W, U and F are in every other too.
     pub(super) not_present: FaultCode,
 }
@@ -57,7 +56,28 @@ impl Asked {
     pub(crate) fn new(rules: PermissionRules, kind: AccessKind, flags: AccessFlags) -> Self {
         let mut not_present = FaultCode::of(kind, flags);
         not_present.set(FaultCode::FETCH, kind.is_fetch() && rules.reports_fetch());
-        Self { kind, flags, not_present }
+        Self { demand: rules.demand(kind, flags), not_present }
+    }
+}
+
+/// Rights accumulated over the entries of a walk, as bits W, U and inverted NX where entries have them: a step is one AND.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rights(u64);
+
+impl Rights {
+    /// Before the first entry.
+    pub(super) const ALL: Self = Self(u64::MAX);
+
+    /// NX counts inverted, so that rights accumulate by AND (B.2 step 3).
+    #[inline]
+    const fn of(pte: u64) -> Self {
+        Self(pte ^ PTE_NX)
+    }
+
+    /// The rights told by name.
+    #[inline]
+    pub(super) const fn access(self) -> Access {
+        Access::from_bits_truncate((self.0 >> 63 | self.0 & 6) as u8)
     }
 }
 
@@ -65,19 +85,20 @@ impl Asked {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Step {
     /// To a table of the next level down, with the rights so far.
-    Table(Gfn, Access),
+    Table(Gfn, Rights),
     /// To the frame of the address, with all rights; the access is permitted.
     Leaf(Gfn, Access),
 }
 
 /// Takes one step: checks the entry that was read at `level` under rights so far, and the access if it is the leaf.
-#[inline]
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "what is known of the level must be known here")]
 pub(super) fn step<F: EntryFormat>(
     context: &WalkContext<'_>,
     asked: Asked,
     gva: Gva,
     level: Level,
-    access: Access,
+    rights: Rights,
     pte: u64,
 ) -> Result<Step, FaultCode> {
     if pte & PTE_PRESENT == 0 {
@@ -86,13 +107,15 @@ pub(super) fn step<F: EntryFormat>(
     if context.reserved.violates(pte, level) {
         return Err(asked.not_present | FaultCode::PRESENT | FaultCode::RSVD);
     }
-    let access = if context.leaf_rights_only { entry_access(pte) } else { access & entry_access(pte) };
+    let only_these = cfg!(feature = "mutants") && context.leaf_rights_only;
+    let rights = if only_these { Rights::of(pte) } else { Rights(rights.0 & Rights::of(pte).0) };
     // The walk ends at level 1 whatever bit 7 says (F-30).
     if level.is_last() || (pte & PTE_LARGE != 0 && level <= context.largest) {
-        if !context.rules.permits(access, asked.kind, asked.flags) {
+        let access = rights.access();
+        if !asked.demand.is_met(access) {
             return Err(asked.not_present | FaultCode::PRESENT);
         }
         return Ok(Step::Leaf(F::target(pte, level, gva), access));
     }
-    Ok(Step::Table(Gpa::new(pte & PHYS_MASK).gfn(), access))
+    Ok(Step::Table(Gpa::new(pte & PHYS_MASK).gfn(), rights))
 }

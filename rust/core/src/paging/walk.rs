@@ -3,7 +3,7 @@
 use super::{
     PTE_ACCESSED, PTE_DIRTY,
     format::{EntryFormat, Pte32, Pte64, TableMemory},
-    step::{Asked, Step, WalkContext, step},
+    step::{Asked, Rights, Step, WalkContext, step},
 };
 use crate::{
     access::{Access, AccessFlags, AccessKind, FaultCode},
@@ -133,12 +133,13 @@ fn walk_with<F: EntryFormat>(
             table_gfn: [Gfn::new(0); 6],
             pte: [0; 6],
         };
-        (walk.gfn, walk.access) = descend::<F>(memory, context, asked, root, gva, |level, table, above, pte| {
-            walk.leaf_level = level;
-            walk.table_gfn[level.at()] = table;
-            walk.parent_access[level.at()] = above;
-            walk.pte[level.at()] = pte;
-        })?;
+        (walk.gfn, walk.access) =
+            descend::<F>(memory, context, asked, context.top(), root, gva, |level, table, above, pte| {
+                walk.leaf_level = level;
+                walk.table_gfn[level.at()] = table;
+                walk.parent_access[level.at()] = above.access();
+                walk.pte[level.at()] = pte;
+            })?;
         // A value that changed under us restarts the walk (step 10, E105).
         if update_accessed_dirty::<F>(memory, context, &mut walk, gva, kind) {
             return Ok(walk);
@@ -148,25 +149,27 @@ fn walk_with<F: EntryFormat>(
 
 /// Steps 1 to 9, which change nothing: the frame that the access reaches and its rights. `seen` gets each entry on the way:
 /// level, table, the rights above, the entry.
-#[inline]
-fn descend<F: EntryFormat>(
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "a top level that the compiler knows makes a walk without a loop")]
+pub(super) fn descend<F: EntryFormat>(
     memory: &impl TableMemory,
     context: &WalkContext<'_>,
     asked: Asked,
+    top: Level,
     root: u64,
     gva: Gva,
-    mut seen: impl FnMut(Level, Gfn, Access, u64),
+    mut seen: impl FnMut(Level, Gfn, Rights, u64),
 ) -> Result<(Gfn, Access), FaultCode> {
-    let mut level = context.top();
+    let mut level = top;
     let mut table = context.first_table(root).ok_or(asked.not_present)?;
-    let mut access = Access::all();
+    let mut rights = Rights::ALL;
     loop {
         // A table outside memory is a not-present style fault (step 2).
         let pte = F::read(memory, F::entry_gpa(table, level, gva)).ok_or(asked.not_present)?;
-        seen(level, table, access, pte);
-        match step::<F>(context, asked, gva, level, access, pte)? {
+        seen(level, table, rights, pte);
+        match step::<F>(context, asked, gva, level, rights, pte)? {
             Step::Leaf(gfn, access) => return Ok((gfn, access)),
-            Step::Table(next, rights) => (table, access, level) = (next, rights, level.down()),
+            Step::Table(next, so_far) => (table, rights, level) = (next, so_far, level.down()),
         }
     }
 }

@@ -24,11 +24,13 @@ use self::{
     tlb::Tlb,
 };
 use crate::{
+    access::{AccessFlags, AccessKind},
     addr::{Gva, Hpa, SpId},
     config::VmConfig,
     error::Result,
     mmu::{MmuCx, PagingContext, Requests, RootView, Shared, VcpuView},
     op::Outcome,
+    paging::{Asked, Look},
     regs::{ControlRegs, PagingMode},
     stats::VcpuStats,
 };
@@ -78,6 +80,19 @@ impl Vcpu {
             shut_down: false,
             tries: 0,
             tdp: config.mmu.is_tdp(),
+        })
+    }
+
+    /// What looks at this vCPU's translations see of its registers, as they are now: requests that are pending change none.
+    #[inline]
+    pub(crate) fn look<'a>(&'a self, shared: &Shared, kind: AccessKind, flags: AccessFlags) -> Option<Look<'a>> {
+        let paging = self.cx.paging.as_ref()?;
+        Some(Look {
+            context: shared.walk_context(paging),
+            asked: Asked::new(paging.rules, kind, flags),
+            va_bits: paging.va_bits,
+            cr3: self.regs.cr3,
+            pdptrs: &self.pdptrs,
         })
     }
 
