@@ -16,6 +16,7 @@ from shadow_mmu.types import AccessKind
 from shadow_mmu.workloads.world import DATA_GFNS, OUTSIDE, PAGINGS, MachineConfig, World
 
 VCPUS: Final = 2
+DIRECT: Final = ["locked,mmu=tdp", "seed,mmu=tdp", "lru:3,mmu=tdp"]
 CACHING_NARROW: Final = ["seed,pae_roots=cached", "lru:1,pae_roots=cached", "lru:3,pae_roots=cached"]
 vcpus = st.integers(0, VCPUS - 1)
 kinds: st.SearchStrategy[AccessKind] = st.sampled_from(["read", "write", "fetch"])
@@ -33,7 +34,7 @@ class CoreAndModel(RuleBasedStateMachine):
         self.invlpg_due: list[int] = []
 
     @initialize(
-        policy=st.sampled_from(["locked", "seed", "lru:0", "lru:1", "lru:3", *CACHING_NARROW]),
+        policy=st.sampled_from(["locked", "seed", "lru:0", "lru:1", "lru:3", *CACHING_NARROW, *DIRECT]),
         paging=st.sampled_from(sorted(PAGINGS)),
         tlb=st.sampled_from([0, 1, 24]),
         seed=st.integers(0, 1000),
@@ -41,7 +42,7 @@ class CoreAndModel(RuleBasedStateMachine):
     def boot(self, policy: str, paging: str, tlb: int, seed: int) -> None:
         config = MachineConfig(policy, VCPUS, tlb)
         self.core, self.model = NativeSubject(config), ModelSubject(config)
-        self.oracle = LegalTranslations(config.slots, VCPUS, config.cpu)
+        self.oracle = LegalTranslations(config.slots, VCPUS, config.cpu, policy=policy)
         self.world = World(paging)
         setup, pages = self.world.setup(Random(seed))  # noqa: S311  reproducible
         self.pages = np.array(pages, "<u8")

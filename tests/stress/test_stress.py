@@ -38,6 +38,16 @@ def test_d5_every_access_is_right_under_every_lock(lock: str) -> None:
     assert all(len(tail) == 64 for tail in report.tails)
 
 
+@pytest.mark.parametrize("policy", ["locked", "seed", "lru:3", "lru:3,lock=rwlock"])
+def test_e044_every_access_is_right_where_the_hardware_walks_the_guests_tables(policy: str) -> None:
+    report = stress(vcpus=3, seconds=0.5, seed=1, policy=f"{policy},mmu=tdp", audit_every=2000, check_model=True)
+    assert not but_for_holds(report)
+    figures = report.figures
+    assert min(figures.accesses_checked, figures.edits, figures.shoot_downs, figures.swept) > 100
+    assert min(report.audits, report.modelled, report.remote_flushes, figures.host_operations) > 2
+    assert (report.syncs, report.zaps) == (0, 0)
+
+
 def test_a_run_in_turns_is_the_same_every_time() -> None:
     one, again, other = (stress(steps=300, turns=True, seed=seed, lock_times=False) for seed in (5, 5, 6))
     assert one.ok

@@ -41,6 +41,8 @@ _KINDS: Final[tuple[AccessKind, ...]] = ("read", "write", "fetch")
 _LATE: Final = 0.95
 # How many streams keep roots of four entries in their caches.
 _CACHE_NARROW: Final = 0.4
+# How many streams run in two dimensions, on the guest's own tables.
+_DIRECT: Final = 0.15
 # How many streams walk the same tables with entries of both widths.
 _MIXED: Final = 0.3
 
@@ -371,6 +373,7 @@ def random_stream(
     rng = Random(seed)  # noqa: S311  a reproducible stream is what is wanted
     options = Random(~seed)  # noqa: S311  the same; apart, so that a further option changes nothing else of a stream
     drawn = rng.choice(_POLICIES) + (",pae_roots=cached" if options.random() < _CACHE_NARROW else "")
+    drawn += ",mmu=tdp" if options.random() < _DIRECT else ""
     config = MachineConfig(
         policy=policy or drawn,
         vcpus=vcpus,

@@ -421,6 +421,11 @@ impl Cpu<'_> {
         self.vcpu.access(self.shared, gva, AccessKind::Write, flags, Action::Store { value, size })
     }
 
+    /// Whether the hardware walks the guest's own tables.
+    pub(crate) fn is_tdp(&self) -> bool {
+        self.shared.config.mmu.is_tdp()
+    }
+
     /// Times that the last access had to be tried again.
     pub(crate) fn tries(&self) -> u32 {
         self.vcpu.tries

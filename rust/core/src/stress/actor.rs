@@ -270,6 +270,10 @@ impl<'a> Actor<'a> {
         self.clock.learn(self.vcpu, &mut self.start);
         self.base.clone_from(&self.start);
         self.generation += 1;
+        self.write_register(cpu, kind, value)
+    }
+
+    fn write_register(&mut self, cpu: &mut Cpu<'_>, kind: OpKind, value: u64) -> Result<()> {
         let op = Op::new(kind, value);
         let outcome = self.execute(cpu, op, &[])?;
         self.expect("register write", &op, outcome, Outcome::Ok(0));
@@ -345,6 +349,10 @@ impl<'a> Actor<'a> {
             _ => (OpKind::WriteEfer, regs.efer ^ EFER_NXE),
         };
         self.figures.register_writes += 1;
+        // Where the hardware walks the guest's tables, CR0.WP alone may leave the TLB as it is (docs/machine.md, 15).
+        if cpu.is_tdp() && kind == OpKind::WriteCr0 {
+            return self.write_register(cpu, kind, value);
+        }
         self.flush_with(cpu, kind, value)
     }
 

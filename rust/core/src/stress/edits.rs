@@ -44,10 +44,11 @@ impl Actor<'_> {
         Ok(())
     }
 
-    /// The hypervisor stores the word: entries made from the old value are dropped, and everybody flushes.
+    /// The hypervisor stores the word: shadow entries made from the old value are dropped, and everybody flushes. Of the guest's own
+    /// tables the hardware hears nothing.
     fn edit_by_host(&mut self, cpu: &mut Cpu<'_>, word: Word, value: u64) -> Result<()> {
         // A store of the value that is there drops nothing: what is stale stays so.
-        let drops = (self.held(word) ^ value) & !ACCESSED_DIRTY != 0;
+        let drops = (self.held(word) ^ value) & !ACCESSED_DIRTY != 0 && !cpu.is_tdp();
         self.edits += 1;
         self.figures.edits += 1;
         self.figures.host_operations += 1;

@@ -1,7 +1,7 @@
 use std::time::{Duration, Instant};
 
 use super::{guest::ALIAS, *};
-use crate::{Gpa, Gva, Policy, VmConfig, access::AccessFlags, op::Outcome, stats::LockReason};
+use crate::{Gpa, Gva, MmuKind, Policy, VmConfig, access::AccessFlags, op::Outcome, stats::LockReason};
 
 fn machine(vcpus: usize, policy: Policy) -> Vm {
     let slots = vec![(Gpa::new(0), bytes_needed(vcpus))];
@@ -41,6 +41,17 @@ fn d5_every_outcome_is_right_in_turns_under_every_policy() {
             assert!(figures.faults < figures.accesses_checked * 2 / 3, "most accesses reach something: {figures:?}");
             assert!(figures.register_writes > 0 && figures.host_operations > 0 && report.audits > 10, "{figures:?}");
         }
+    }
+}
+
+#[test]
+fn e044_every_outcome_is_right_in_turns_in_two_dimensions() {
+    for policy in [Policy::Locked, Policy::Seed, Policy::Lru(0), Policy::Lru(3)] {
+        let slots = vec![(Gpa::new(0), bytes_needed(3))];
+        let vm = Vm::new(VmConfig { slots, vcpus: 3, policy, mmu: MmuKind::Tdp, ..VmConfig::default() }).unwrap();
+        let report = stress(&vm, &turns(7), &Control::new()).unwrap();
+        assert!(report.ok(), "{policy}: {:#?}", report.findings);
+        assert!(report.figures.accesses_checked > 3000 && report.figures.shoot_downs > 200, "{:?}", report.figures);
     }
 }
 

@@ -162,3 +162,62 @@ impl Vcpu {
         shared.config.policy.is_lru() && old.cr0 ^ self.regs.cr0 == CR0_WP
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::{LockKind, MmuKind, Policy, VmConfig},
+        mmu::MmuCx,
+        op::Outcome,
+    };
+
+    const GVA: Gva = Gva::new(0x123);
+    const PAGE: Gpa = Gpa::new(0x5123);
+
+    /// PML4 at 0x1000, three tables below it, one page, which the vCPU has read.
+    fn machine(lock: LockKind) -> (Shared, Vcpu) {
+        let slots = vec![(Gpa::new(0), 1 << 20)];
+        let config = VmConfig { slots, policy: Policy::Locked, lock, mmu: MmuKind::Tdp, ..VmConfig::default() };
+        let shared = Shared::new(config).unwrap();
+        let mut host = MmuCx::new(None, &shared.config);
+        for (table, entry) in [(0x1000, 0x2067), (0x2000, 0x3067), (0x3000, 0x4067), (0x4000, 0x5067)] {
+            shared.host_write_words(&mut host, Gpa::new(table), &[entry]);
+        }
+        let mut vcpu = Vcpu::new(0, &shared.config).unwrap();
+        assert_eq!(vcpu.write_cr3(&shared, 0x1000), Outcome::Ok(0));
+        let read = vcpu.access(&shared, GVA, AccessKind::Read, AccessFlags::USER, Action::Translate);
+        assert_eq!(read, Ok(Outcome::Ok(PAGE.get())));
+        (shared, vcpu)
+    }
+
+    #[test]
+    fn e044_an_exit_that_another_vcpu_resolved_shares_the_lock_if_it_can_and_changes_nothing() {
+        for (_, lock) in LockKind::ALL {
+            let (shared, mut vcpu) = machine(lock);
+            let before = vcpu.statistics();
+            for table in [None, Some(FaultCode::USER)] {
+                let handled = vcpu.handle_violation(&shared, Violation { gpa: PAGE, table }, GVA, AccessKind::Read);
+                assert_eq!(handled, Ok(Handled::Retry));
+            }
+            let after = vcpu.statistics();
+            let readers = lock == LockKind::RwLock;
+            assert_eq!(after.lock.shared - before.lock.shared, if readers { 2 } else { 0 }, "{lock}");
+            assert_eq!(after.counters.pf_spurious - before.counters.pf_spurious, 2, "{lock}");
+            assert_eq!(after.counters.pf_fixed, before.counters.pf_fixed, "{lock}");
+        }
+    }
+
+    #[test]
+    fn e044_what_no_direct_entry_maps_is_told_by_its_first_address() {
+        let (shared, vcpu) = machine(LockKind::Queued);
+        let memory = Nested { shared: &shared, root: vcpu.root().shadow_page(), missing: Cell::new(None) };
+        assert_eq!(memory.translate(PAGE), Some(PAGE));
+        assert_eq!(memory.read_entry(Gpa::new(0x4000)), Some(0x5067));
+        for gpa in [0x9008, 0x8000, PAGE.get() | 1 << 48] {
+            assert_eq!(memory.translate(Gpa::new(gpa)), None, "{gpa:#x}");
+        }
+        assert_eq!(memory.missing.get(), Some(Gpa::new(0x9008)));
+        assert!(!memory.update_entry(Gpa::new(0x9008), 0, 1) && !memory.update_half(Gpa::new(0x9008), 0, 1));
+    }
+}
