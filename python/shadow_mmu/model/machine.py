@@ -15,6 +15,7 @@ from .invlpg import invlpg
 from .memory import GuestMemory
 from .ops import DONE, GENERAL_PROTECTION, OK, SHUT_DOWN, OpTuple, Outcome
 from .pae_roots import read_pdptrs
+from .path import shadow_path
 from .registers import PagingMode, Written, cr3_is_legal, set_cr0, set_cr4, set_efer
 from .requests import enter_guest
 from .roots import load_pdptrs, reset_context, switch_cr3, use_pdptrs, write_same_cr3
@@ -341,6 +342,19 @@ class Machine:
         """Check the invariants of C.11 under the lock; each violation starts with the invariant's id."""
         with self.vm.lock.take(self.vm.vcpus[0], "audit", looks=True):
             return audit(self.vm)
+
+    def shadow_path(self, vcpu: int, gva: int) -> dict[str, Any]:
+        """Return the shadow tables on the way to ``gva``, as a vCPU's hardware would walk them now; nothing is changed.
+
+        Raises
+        ------
+        ConfigError
+            There is no such vCPU.
+
+        """
+        if not 0 <= vcpu < len(self.vm.vcpus):
+            raise ConfigError(f"vCPU {vcpu}: expected 0..{len(self.vm.vcpus) - 1}")
+        return shadow_path(self.vm, self.vm.vcpus[vcpu], gva)
 
     def shadow_pages(self) -> list[dict[str, Any]]:
         """Return every live shadow page, by ascending id."""

@@ -28,7 +28,7 @@
 //! # Layers
 //!
 //! A module uses its own layer and lower ones: L0 `access addr config error link op regs stats`; L1 `paging role spte trace`;
-//! L2 `memory requests shadow`; L3 `mmu`; L4 `vcpu`; L5 `replay run state stress team vm` (docs/architecture.md, 3).
+//! L2 `memory requests shadow`; L3 `mmu`; L4 `vcpu`; L5 `explain replay run state stress team vm` (docs/architecture.md, 3).
 #![forbid(unsafe_code)]
 
 pub(crate) use shadow_mmu_sync as sync;
@@ -60,6 +60,8 @@ pub mod addr;
 pub mod config;
 #[cfg(not(any(loom, explored)))]
 pub mod error;
+#[cfg(not(any(loom, explored)))]
+pub mod explain;
 #[cfg(not(any(loom, explored)))]
 pub(crate) mod health;
 #[cfg(not(any(loom, explored)))]
@@ -101,6 +103,7 @@ pub use self::{
     addr::{Gfn, Gpa, Gva, Hpa, Level, Pfn, SpId, SpteRef},
     config::{CpuModel, LockKind, MmuKind, Mutant, PaeRootPolicy, Policy, VmConfig},
     error::Error,
+    explain::{ShadowPath, ShadowStep},
     link::LinkPolicy,
     mmu::Violation,
     op::{Op, OpKind, Outcome},

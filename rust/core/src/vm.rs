@@ -48,7 +48,7 @@ pub struct Cpu<'a> {
     shared: &'a Shared,
     // Before the guard: whoever gets the vCPU after a panic finds the machine broken.
     _watch: Watch<'a>,
-    vcpu: Guard<'a, Vcpu>,
+    pub(crate) vcpu: Guard<'a, Vcpu>,
 }
 
 /// One shadow page, for people to look at.

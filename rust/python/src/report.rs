@@ -5,7 +5,7 @@ use pyo3::{
     types::{PyBytes, PyDict, PyList},
 };
 use shadow_mmu::{
-    ReplayReport, RunReport, SpId, Stats,
+    Hpa, ReplayReport, RunReport, ShadowPath, SpId, Stats,
     stats::{Counters, Cr3Stats, LockReason, LockStats, LockUser, Longest, Nanos, Quantiles, VcpuStats},
     vm::ShadowPageInfo,
 };
@@ -112,6 +112,32 @@ pub(crate) fn shadow_page<'py>(py: Python<'py>, page: &ShadowPageInfo) -> PyResu
         sptes.set_item(index, spte)?;
     }
     dict.set_item("sptes", sptes)?;
+    Ok(dict)
+}
+
+/// The way of one translation.
+pub(crate) fn shadow_path<'py>(py: Python<'py>, path: &ShadowPath) -> PyResult<Bound<'py, PyDict>> {
+    let (regs, dict) = (&path.regs, PyDict::new(py));
+    dict.set_item("registers", (regs.cr0, regs.cr3, regs.cr4, regs.efer))?;
+    dict.set_item("pdptrs", path.pdptrs)?;
+    dict.set_item("root", path.root.get())?;
+    dict.set_item("entries", path.entries.map(|entries| entries.map(Hpa::get)))?;
+    let steps = path.steps.iter().map(|step| {
+        (
+            step.id,
+            step.gfn.get(),
+            step.role.word(),
+            step.index,
+            step.spte,
+            step.unsync,
+            step.unsync_children,
+            step.marked,
+        )
+    });
+    dict.set_item("steps", PyList::new(py, steps.collect::<Vec<_>>())?)?;
+    dict.set_item("tlb", path.tlb)?;
+    dict.set_item("requests", path.requests)?;
+    dict.set_item("shut_down", path.shut_down)?;
     Ok(dict)
 }
 

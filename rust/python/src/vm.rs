@@ -9,7 +9,7 @@ use pyo3::{
     types::{PyBytes, PyDict},
 };
 use shadow_mmu::{
-    Control, Gpa, Op, OpKind, ReplayMode, ReplayOptions, RunOptions, Vm as CoreVm, VmConfig, memory::Memslot,
+    Control, Gpa, Gva, Op, OpKind, ReplayMode, ReplayOptions, RunOptions, Vm as CoreVm, VmConfig, memory::Memslot,
     op::OutcomeRecord,
 };
 
@@ -267,6 +267,13 @@ impl Vm {
             report::shadow_page(py, page)
         });
         copied.collect()
+    }
+
+    /// The shadow tables on the way to `gva`, as the hardware of a vCPU would walk them now; nothing is changed.
+    #[pyo3(signature = (vcpu, gva, /))]
+    fn shadow_path<'py>(&self, py: Python<'py>, vcpu: Word, gva: Word) -> PyResult<Bound<'py, PyDict>> {
+        let vcpu = usize::try_from(vcpu.0).unwrap_or(usize::MAX);
+        report::shadow_path(py, &self.machine.core(py, |vm| vm.shadow_path(vcpu, Gva::new(gva.0)))?)
     }
 
     /// The whole state as u64 words (docs/machine.md, 11).

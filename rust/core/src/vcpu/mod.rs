@@ -126,7 +126,7 @@ impl Vcpu {
 
     /// The shadow page in which the walk of `gva` begins under a root; `None` for a root, or a GiB, without one.
     #[inline]
-    pub(super) fn top_page(&self, root: Hpa, gva: Gva) -> Option<SpId> {
+    pub(crate) fn top_page(&self, root: Hpa, gva: Gva) -> Option<SpId> {
         match root.shadow_page() {
             None if root.is_pae() => self.pae.page_for(root, gva),
             page => page,

@@ -1,0 +1,83 @@
+"""Core and model tell the same way through the shadow tables, in every mode, and looking changes nothing."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shadow_mmu import ConfigError
+from shadow_mmu.differential import ModelSubject, NativeSubject
+from shadow_mmu.model.constants import DUMMY_ROOT, INVALID_ROOT
+from shadow_mmu.model.registers import PagingMode, Registers
+from shadow_mmu.types import OpKind
+from shadow_mmu.workloads.random import random_stream
+from shadow_mmu.workloads.world import SLOTS, MachineConfig
+
+STREAMS, LENGTH, EVERY = 12, 1200, 9
+ADDRESSED = {OpKind.READ, OpKind.WRITE, OpKind.FETCH, OpKind.LOAD, OpKind.STORE, OpKind.INVLPG}
+SPECIAL = {INVALID_ROOT: "no root", DUMMY_ROOT: "dummy root"}
+
+
+def met(path: dict[str, Any]) -> list[str]:
+    """Say in words what a path shows."""
+    found = [SPECIAL.get(path["root"], "a root" if path["entries"] is None else "PAE root")]
+    if path["entries"] is not None and not path["steps"]:
+        found.append("no page for the GiB")
+    if path["steps"]:
+        _, _, role, _, spte, *_ = path["steps"][-1]
+        found.append(f"leaf at level {role & 15}" if spte else f"nothing at level {role & 15}")
+        if any(step[5] for step in path["steps"]):
+            found.append("unsync")
+        if any(step[7] for step in path["steps"]):
+            found.append("marked")
+    return found + ["TLB"] * (path["tlb"] is not None) + ["requests"] * bool(path["requests"])
+
+
+def test_core_and_model_tell_the_same_way() -> None:
+    seen: Counter[str] = Counter()
+    modes: set[PagingMode] = set()
+    for seed in range(STREAMS):
+        stream = random_stream(4100 + seed, LENGTH)
+        core, model = NativeSubject(stream.config), ModelSubject(stream.config)
+        pages = np.array(stream.pages, np.dtype("<u8")).reshape(-1, 512)
+        recent = [0, 1 << 46, 1 << 62]
+        for number, one in enumerate(stream.ops):
+            assert core.execute(one, pages) == model.execute(one, pages)
+            if one.kind in ADDRESSED:
+                recent = [*recent[-5:], one.addr]
+            if number % EVERY:
+                continue
+            before = core.state_words(), model.state_words()
+            for vcpu in range(stream.config.vcpus):
+                for gva in recent:
+                    path = core.vm.shadow_path(vcpu, gva)
+                    assert path == model.machine.shadow_path(vcpu, gva), f"{stream.config} op {number} gva {gva:#x}"
+                    seen.update(met(path))
+                    modes.add(Registers(*path["registers"]).mode)
+            assert (core.state_words(), model.state_words()) == before
+    assert modes == set(PagingMode)
+    wanted = {
+        "no root",
+        "dummy root",
+        "PAE root",
+        "a root",
+        "no page for the GiB",
+        "unsync",
+        "marked",
+        "TLB",
+        "requests",
+    }
+    wanted |= {
+        f"{what} at level {level}" for what, level in (("leaf", 1), *(("nothing", level) for level in range(1, 6)))
+    }
+    assert wanted <= set(seen), seen
+
+
+@pytest.mark.parametrize("kind", [NativeSubject, ModelSubject])
+def test_a_vcpu_that_is_not_there_is_refused(kind: type[NativeSubject] | type[ModelSubject]) -> None:
+    subject = kind(MachineConfig("lru:3", vcpus=2, slots=SLOTS))
+    machine = subject.vm if isinstance(subject, NativeSubject) else subject.machine
+    for vcpu in (2, 1 << 40):
+        with pytest.raises(ConfigError, match=f"{vcpu}"):
+            machine.shadow_path(vcpu, 0)
