@@ -60,6 +60,14 @@ class Memory:
             raise MemoryRangeError(f"gpa {first:#x}, {count:#x} bytes: no memslot holds this range")
         return first, count
 
+    def holds(self, gpa: int, length: int) -> bool:
+        """Whether every byte of a range is in a memslot; slots may touch each other."""
+        for slot in self._slots:
+            if slot.gpa <= gpa < slot.gpa + slot.bytes and length > 0:
+                count = min(length, slot.gpa + slot.bytes - gpa)
+                gpa, length = gpa + count, length - count
+        return length == 0
+
     def read(self, gpa: SupportsIndex, length: SupportsIndex) -> bytes:
         """Return ``length`` bytes at ``gpa``. Words are read one after the other while vCPUs may write.
 

@@ -9,22 +9,24 @@ b'\x07 '
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex
 
 import numpy as np
 
 from shadow_mmu import _native
+from shadow_mmu.checks import whole
 from shadow_mmu.config import VmConfig
 from shadow_mmu.cpu import DEFAULT_CPU, CpuModel
 from shadow_mmu.errors import ConfigError, ProgramError
 from shadow_mmu.memory import Memory
 from shadow_mmu.ops import NO_PAGES, OUTCOME, TRACE, Pages, Program, check_pages, validate
 from shadow_mmu.stats import LockUser, RunReport, ShadowPage, Stats
-from shadow_mmu.types import Memslot
+from shadow_mmu.types import AccessKind, Memslot
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from shadow_mmu.pagewalk import PageWalk
     from shadow_mmu.policy import Policy
 
 
@@ -249,6 +251,55 @@ class Vm:
     def audit(self) -> list[str]:
         """Check the invariants of the shadow MMU (E162) under the mmu_lock; returns one line for each violation."""
         return self._native.audit()
+
+    def walk(
+        self,
+        gva: SupportsIndex,
+        vcpu: SupportsIndex = 0,
+        *,
+        kind: AccessKind | None = None,
+        user: bool = False,
+        ac: bool = False,
+        implicit: bool = False,
+    ) -> "PageWalk":
+        """Explain how ``gva`` is translated now: by the guest's own tables, and by the shadow tables that the hardware walks.
+
+        Nothing is changed: no root is loaded, no request serviced, no A or D set, nothing counted. Outside long mode the low
+        32 bits of ``gva`` count. While other threads work on the machine, the two dimensions may be of different moments.
+
+        Parameters
+        ----------
+        gva : int
+        vcpu : int
+            Whose registers, root and TLB.
+        kind : {"read", "write", "fetch"}, optional
+            Say what would come of such an access too, by the guest's tables.
+        user, ac, implicit : bool
+            How it would be made, as for ``vcpu.access``.
+
+        Raises
+        ------
+        ConfigError
+            ``gva`` is no unsigned 64-bit number, or there is no such vCPU or kind.
+        VcpuBusyError
+            A vCPU is being driven by another thread.
+        ClosedError
+            The machine was closed.
+
+        """
+        from shadow_mmu.model.permissions import make_context  # noqa: PLC0415  the model's rules are for those who ask
+        from shadow_mmu.model.registers import Registers  # noqa: PLC0415  the same
+        from shadow_mmu.pagewalk.access import ask  # noqa: PLC0415  the same
+        from shadow_mmu.pagewalk.live import explain  # noqa: PLC0415  the same
+
+        return explain(
+            self.memory,
+            self._native.shadow_path,
+            lambda registers: make_context(Registers(*registers), self._config.cpu),
+            whole("gva", gva, 0, (1 << 64) - 1),
+            whole("vcpu", vcpu, 0, len(self.vcpus) - 1),
+            asked=None if kind is None else ask(kind, user=user, ac=ac, implicit=implicit),
+        )
 
     def shadow_pages(self) -> list[ShadowPage]:
         """Return a copy of every live shadow page, by ascending id."""

@@ -57,14 +57,16 @@ def test_json_has_addresses_as_text(walk: PageWalk) -> None:
         "flags": ["P", "W", "U"],
         "rights": "rwx u",
         "target": "0x2000",
+        "notes": [],
     }
     assert "shadow" not in found
 
 
 def test_a_shadow_dimension_is_shown_beside_the_guests(walk: PageWalk) -> None:
     rights = Rights(writable=False, executable=True, user=True)
-    step = WalkStep(4, 0x9000, 3, 8, 0x123, EntryKind.NOT_PRESENT, ("host-writable", "<mmu>"), rights, None)
-    both = PageWalk(walk.gva, walk.guest, WalkDimension("shadow", "4-level", 0x9000, 4, (step,), step.kind))
+    flags = ("host-writable", "<mmu>")
+    step = WalkStep(4, "PML4", 0x9000, 3, 8, 0x123, EntryKind.NOT_PRESENT, flags, rights, None)
+    both = PageWalk(walk.gva, walk.guest, WalkDimension("shadow", "4-level", 0x123, 0x9000, 4, (step,), step.kind))
     assert repr(both).startswith(PICTURE)
     assert "0x123 through the shadow's 4-level tables: not present at level 4" in repr(both)
     assert "host-writable <mmu>" in repr(both)

@@ -1,0 +1,111 @@
+"""Guest and shadow beside each other: whether they agree, and if not, whether that is what a TLB is allowed to keep (D.5)."""
+
+from typing import Final
+
+from shadow_mmu.model import constants as c
+from shadow_mmu.model.permissions import Context
+
+from .shadow import ShadowPath
+from .types import EntryKind, Rights, ShadowStep, TlbEntry, Verdict, WalkDimension
+
+__all__ = ["compare", "pending_words", "tlb_words", "verdict_words"]
+
+_REQUESTS: Final = tuple(
+    (getattr(c, f"REQ_{name}"), name)
+    for name in (
+        "FREE_OBSOLETE_ROOTS",
+        "MMU_SYNC",
+        "LOAD_MMU_PGD",
+        "TLB_FLUSH",
+        "TLB_FLUSH_CURRENT",
+        "TLB_FLUSH_GUEST",
+        "TRIPLE_FAULT",
+    )
+)
+_FLUSHES: Final = c.REQ_TLB_FLUSH | c.REQ_TLB_FLUSH_CURRENT | c.REQ_TLB_FLUSH_GUEST
+
+
+def compare(context: Context, guest: WalkDimension, shadow: WalkDimension, *, in_memory: bool) -> Verdict:
+    """Say how two dimensions compare.
+
+    Parameters
+    ----------
+    context : Context
+    guest, shadow : WalkDimension
+        Of the same address.
+    in_memory : bool
+        Whether a memslot has the page that the guest's walk reaches.
+
+    """
+    if guest.rights is None:
+        return Verdict.UNMAPPED if shadow.rights is None else Verdict.STALE
+    if shadow.rights is None:
+        return Verdict.MISSING if in_memory else Verdict.MMIO
+    if guest.address != shadow.address:
+        return Verdict.STALE
+    legal = _rights_of_a_leaf(context, guest.rights)
+    if shadow.rights in legal:
+        return Verdict.AGREE
+    return Verdict.NARROWER if any(not shadow.rights.access & ~one.access for one in legal) else Verdict.STALE
+
+
+def _rights_of_a_leaf(context: Context, rights: Rights) -> set[Rights]:
+    """Return what a leaf can have that is made from these rights.
+
+    W may be missing: before the first write, or because the frame holds a guest table. A supervisor's write under CR0.WP=0 gives W
+    and takes U, and X under SMEP (B.5).
+    """
+    found = {rights, Rights(writable=False, executable=rights.executable, user=rights.user)}
+    if context.top and not context.wp and not rights.writable:
+        found.add(Rights(writable=True, executable=rights.executable and not context.smep, user=False))
+    return found
+
+
+def verdict_words(verdict: Verdict, guest: WalkDimension, shadow: WalkDimension) -> str:
+    """Return a verdict for people."""
+    if verdict is Verdict.STALE:
+        return f"stale: the shadow still leads to {shadow.result}; the guest's tables now say {guest.result}. {_why(shadow)}"
+    if verdict is Verdict.NARROWER:
+        return f"same page, but the shadow gives {shadow.rights} where the guest's tables give {guest.rights}: an access that needs more exits first"
+    if verdict is Verdict.AGREE:
+        text = "guest and shadow agree"
+        if guest.rights == shadow.rights or guest.rights is None or shadow.rights is None:
+            return text
+        if shadow.rights.writable:
+            return f"{text}: CR0.WP is clear, so a supervisor's write was given W, and a user exits"
+        return f"{text}, but for W: a write exits, to set D and be given W, or to be emulated if the frame holds a guest table"
+    return {
+        Verdict.UNMAPPED: "neither guest nor shadow maps the address",
+        Verdict.MISSING: f"the shadow has no entry yet ({shadow.result}): the next access exits, and the fault makes it",
+        Verdict.MMIO: "the gpa is in no memslot: an access is an MMIO exit, and nothing is shadowed",
+    }[verdict]
+
+
+def _why(shadow: WalkDimension) -> str:
+    unsync = [step for step in shadow.steps if isinstance(step, ShadowStep) and step.unsync]
+    if not unsync:
+        return "No page on the way is unsync."
+    pages = " and ".join(f"{step.page} (level {step.level}, gfn {step.gfn:#x})" for step in unsync)
+    return f"Legal: shadow page {pages} is unsync, until an INVLPG or a CR3 write brings it up to date."
+
+
+def tlb_words(entry: TlbEntry | None, shadow: WalkDimension, requests: int) -> str:
+    """Say what the TLB has of a page."""
+    if entry is None:
+        return "the TLB has no entry"
+    text = f"the TLB has {entry.address:#x}, {entry.rights}"
+    if entry.agrees:
+        text += ", as the shadow tables"
+    elif shadow.end is EntryKind.PAGE:
+        text += ", and the shadow tables say otherwise"
+    else:
+        text += ", and the shadow tables no longer have it"
+    return text + (": it is dropped before the next access" if requests & _FLUSHES else "")
+
+
+def pending_words(path: ShadowPath) -> list[str]:
+    """Say what happens before the vCPU's next access."""
+    if path.shut_down:
+        return ["the vCPU took a triple fault and is shut down: no access gets anywhere"]
+    names = [name for bit, name in _REQUESTS if path.requests & bit]
+    return [f"serviced before the next access: {', '.join(names)}"] if names else []
