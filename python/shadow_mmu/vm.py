@@ -262,7 +262,7 @@ class Vm:
         ac: bool = False,
         implicit: bool = False,
     ) -> "PageWalk":
-        """Explain how ``gva`` is translated now: by the guest's own tables, and by the shadow tables that the hardware walks.
+        """Explain how ``gva`` is translated now: by the guest's own tables, and by the shadow or direct tables of the hardware.
 
         Nothing is changed: no root is loaded, no request serviced, no A or D set, nothing counted. Outside long mode the low
         32 bits of ``gva`` count. While other threads work on the machine, the two dimensions may be of different moments.

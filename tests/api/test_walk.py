@@ -83,7 +83,7 @@ def test_before_the_first_access_no_root_is_loaded(guest: Guest) -> None:
         None,
     )
     assert "the shadow has no entry yet (no root is loaded)" in noted(walk)
-    assert f"{GVA + 5:#x} through the shadow: no root is loaded" in repr(walk)
+    assert f"{GVA + 5:#x} through the shadow tables: no root is loaded" in repr(walk)
 
 
 def test_after_an_access_both_lead_to_the_page_and_the_tlb_has_it(guest: Guest) -> None:
@@ -214,7 +214,7 @@ def test_the_dummy_root_of_a_cr3_outside_memory(vm: Vm) -> None:
     assert walk.shadow is not None
     assert (walk.shadow.root, walk.shadow.end, walk.shadow.steps) == (DUMMY_ROOT, EntryKind.DUMMY_ROOT, ())
     assert walk.guest.end is EntryKind.ABSENT
-    assert "through the shadow: the dummy root, which has no entries" in repr(walk)
+    assert "through the shadow tables: the dummy root, which has no entries" in repr(walk)
 
 
 def test_a_vcpu_that_is_shut_down_gets_nowhere() -> None:

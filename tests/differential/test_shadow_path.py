@@ -11,7 +11,7 @@ from shadow_mmu.differential import ModelSubject, NativeSubject
 from shadow_mmu.model.constants import DUMMY_ROOT, INVALID_ROOT
 from shadow_mmu.model.registers import PagingMode, Registers
 from shadow_mmu.types import OpKind
-from shadow_mmu.workloads.random import random_stream
+from shadow_mmu.workloads.random import Stream, random_stream
 from shadow_mmu.workloads.world import SLOTS, MachineConfig
 
 STREAMS, LENGTH, EVERY = 12, 800, 19
@@ -35,29 +35,7 @@ def met(path: dict[str, Any]) -> list[str]:
 
 
 def test_core_and_model_tell_the_same_way() -> None:
-    seen: Counter[str] = Counter()
-    modes: set[PagingMode] = set()
-    for seed in range(STREAMS):
-        stream = random_stream(4100 + seed, LENGTH)
-        core, model = NativeSubject(stream.config), ModelSubject(stream.config)
-        pages = np.array(stream.pages, np.dtype("<u8")).reshape(-1, 512)
-        recent = [0, 1 << 46, 1 << 62]
-        for number, one in enumerate(stream.ops):
-            assert core.execute(one, pages) == model.execute(one, pages)
-            if one.kind in ADDRESSED:
-                recent = [*recent[-5:], one.addr]
-            # A dummy root lives from an access to the next CR3 write, which is soon.
-            after_switch = number > 0 and stream.ops[number - 1].kind == OpKind.WRITE_CR3
-            if number % EVERY and not after_switch:
-                continue
-            before = core.state_words(), model.state_words()
-            for vcpu in range(stream.config.vcpus):
-                for gva in recent:
-                    path = core.vm.shadow_path(vcpu, gva)
-                    assert path == model.machine.shadow_path(vcpu, gva), f"{stream.config} op {number} gva {gva:#x}"
-                    seen.update(met(path))
-                    modes.add(Registers(*path["registers"]).mode)
-            assert (core.state_words(), model.state_words()) == before
+    seen, modes = look([random_stream(4100 + seed, LENGTH) for seed in range(STREAMS)])
     assert modes == set(PagingMode)
     wanted = {
         "no root",
@@ -74,6 +52,43 @@ def test_core_and_model_tell_the_same_way() -> None:
         f"{what} at level {level}" for what, level in (("leaf", 1), *(("nothing", level) for level in range(1, 6)))
     }
     assert wanted <= set(seen), seen
+
+
+def test_core_and_model_tell_the_same_way_of_a_gpa_in_two_dimensions() -> None:
+    """§15: the direct tables translate gpas, 48 bits of them."""
+    seen, modes = look(
+        [random_stream(4200 + seed, LENGTH, policy="lru:3,mmu=tdp") for seed in range(4)], (0x80000, 1 << 48)
+    )
+    assert len(modes) > 2
+    assert {"no root", "a root", "leaf at level 1", "nothing at level 1", "TLB"} <= set(seen), seen
+    assert "PAE root" not in seen
+
+
+def look(streams: list[Stream], more: tuple[int, ...] = ()) -> tuple[Counter[str], set[PagingMode]]:
+    """Run streams on both machines and compare what they tell; returns what was met."""
+    seen: Counter[str] = Counter()
+    modes: set[PagingMode] = set()
+    for stream in streams:
+        core, model = NativeSubject(stream.config), ModelSubject(stream.config)
+        pages = np.array(stream.pages, np.dtype("<u8")).reshape(-1, 512)
+        recent = [0, 1 << 46, 1 << 62]
+        for number, one in enumerate(stream.ops):
+            assert core.execute(one, pages) == model.execute(one, pages)
+            if one.kind in ADDRESSED:
+                recent = [*recent[-5:], one.addr]
+            # A dummy root lives from an access to the next CR3 write, which is soon.
+            after_switch = number > 0 and stream.ops[number - 1].kind == OpKind.WRITE_CR3
+            if number % EVERY and not after_switch:
+                continue
+            before = core.state_words(), model.state_words()
+            for vcpu in range(stream.config.vcpus):
+                for gva in (*recent, *more):
+                    path = core.vm.shadow_path(vcpu, gva)
+                    assert path == model.machine.shadow_path(vcpu, gva), f"{stream.config} op {number} gva {gva:#x}"
+                    seen.update(met(path))
+                    modes.add(Registers(*path["registers"]).mode)
+            assert (core.state_words(), model.state_words()) == before
+    return seen, modes
 
 
 @pytest.mark.parametrize("kind", [NativeSubject, ModelSubject])

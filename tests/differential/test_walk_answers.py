@@ -19,7 +19,7 @@ from shadow_mmu.pagewalk.access import KINDS, Asked, ask
 from shadow_mmu.pagewalk.guest import MODE_NAMES
 from shadow_mmu.pagewalk.live import explain
 from shadow_mmu.types import Memslot, OpFlag, OutcomeCode
-from shadow_mmu.workloads.random import random_stream
+from shadow_mmu.workloads.random import Stream, random_stream
 from shadow_mmu.workloads.world import MachineConfig
 
 STREAMS, LENGTH = 12, 1200
@@ -32,6 +32,15 @@ OUTCOMES = {
     "MMIO": OutcomeCode.MMIO,
     "triple fault": OutcomeCode.TRIPLE_FAULT,
 }
+
+
+def streams(seed: int, length: int) -> list[Stream]:
+    """Return streams over all modes, the last few for a machine that pages in two dimensions."""
+    direct = [
+        random_stream(seed + number, length, policy=f"{policy},mmu=tdp")
+        for number, policy in enumerate(("seed", "lru:3"))
+    ]
+    return [random_stream(seed + number, length) for number in range(STREAMS)] + direct
 
 
 def asked_by(op: Op) -> Asked:
@@ -48,8 +57,7 @@ def test_what_a_walk_says_of_an_access_is_what_the_core_does() -> None:
     outcomes: Counter[str] = Counter()
     ends: dict[str, set[EntryKind]] = {}
     number = 0
-    for seed in range(STREAMS):
-        stream = random_stream(7300 + seed, LENGTH)
+    for stream in streams(7300, LENGTH):
         subject, config = NativeSubject(stream.config), stream.config
         memory = Memory(subject.vm, tuple(Memslot(*slot) for slot in config.slots))
         pages = np.array(stream.pages, np.dtype("<u8")).reshape(-1, 512)
@@ -92,8 +100,7 @@ def test_what_a_walk_says_of_an_access_is_what_the_core_does() -> None:
 
 def test_what_a_walk_says_of_the_guests_tables_is_what_the_models_walk_finds() -> None:
     modes: Counter[PagingMode] = Counter()
-    for seed in range(STREAMS):
-        stream = random_stream(7500 + seed, 400)
+    for stream in streams(7500, 400):
         subject, config = ModelSubject(stream.config), stream.config
         pages = np.array(stream.pages, np.dtype("<u8")).reshape(-1, 512)
         for op in stream.ops:

@@ -14,17 +14,22 @@ from .vm import SharedState
 def shadow_path(vm: SharedState, vcpu: Vcpu, gva: int) -> dict[str, Any]:
     """Return the entries on the way to ``gva``, and what decides it; keys: see ``docs/native.md``.
 
+    In two dimensions (``mmu=tdp``) the way is that of the address taken for a gpa, and only the TLB's entry is of the gva.
     An access would service requests, load a root, set A and D, fill the TLB. This does none of it and counts nothing.
     """
-    gva = effective_address(vcpu, gva)
+    gva, given = effective_address(vcpu, gva), gva
+    # In two dimensions what the hardware's own tables translate is a gpa, of which four levels take 48 bits.
+    address = given if vcpu.tdp else gva
+    translatable = not given >> 48 if vcpu.tdp else is_canonical(vcpu, gva)
     registers = vcpu.registers
-    page = root_page(vm, vcpu.root, gva) if is_canonical(vcpu, gva) else None
+    page = root_page(vm, vcpu.root, address) if translatable else None
     return {
         "registers": (registers.cr0, registers.cr3, registers.cr4, registers.efer),
         "pdptrs": list(vcpu.pdptrs),
+        "two_dimensions": vcpu.tdp,
         "root": vcpu.root.hpa,
         "entries": list(vcpu.root.entries) if is_pae(vcpu.root) else None,
-        "steps": _steps(vm, page, gva),
+        "steps": _steps(vm, page, address),
         "tlb": vcpu.tlb.entries.get(gva >> PAGE_SHIFT),
         "requests": vcpu.requests,
         "shut_down": vcpu.shut_down,

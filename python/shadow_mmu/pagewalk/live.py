@@ -1,4 +1,7 @@
-"""Both dimensions of a machine: the guest's tables from its memory, the shadow's as the machine tells them."""
+"""Both dimensions of a machine: the guest's tables from its memory, the hardware's own as the machine tells them.
+
+These are shadow tables, which translate the gva; or with ``mmu=tdp`` direct ones, which translate each gpa that the guest's walk meets.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -8,17 +11,19 @@ from shadow_mmu.model.constants import PAGE_SIZE
 from shadow_mmu.model.permissions import Context
 
 from .access import Asked, answer, rights_in_words
-from .guest import TableMemory, guest_dimension
+from .guest import PDPTR, TableMemory, guest_dimension
 from .shadow import ShadowPath, shadow_dimension, tlb_entry
-from .types import AccessAnswer, EntryKind, PageWalk, Verdict
-from .verdict import compare, pending_words, tlb_words, verdict_words
+from .types import AccessAnswer, EntryKind, PageWalk, Verdict, WalkDimension, WalkStep
+from .verdict import compare, compare_direct, direct_words, pending_words, tlb_words, verdict_words
 
 __all__ = ["explain"]
+
+Way = Callable[[int, int], Mapping[str, Any]]
 
 
 def explain(
     memory: TableMemory,
-    shadow_path: Callable[[int, int], Mapping[str, Any]],
+    shadow_path: Way,
     context_of: Callable[[tuple[int, int, int, int]], Context],
     gva: int,
     vcpu: int,
@@ -43,15 +48,37 @@ def explain(
     path = ShadowPath.from_dict(shadow_path(vcpu, gva))
     context = context_of(path.registers)
     guest = guest_dimension(memory, context, path.registers[1], gva, path.pdptrs)
-    shadow = shadow_dimension(path, guest.start, canonical=guest.end is not EntryKind.NON_CANONICAL)
     in_memory = guest.address is not None and memory.holds(guest.address & ~(PAGE_SIZE - 1), PAGE_SIZE)
-    verdict = compare(context, guest, shadow, in_memory=in_memory)
-    tlb = tlb_entry(path, guest.start)
-    reply = None if asked is None else answer(context, guest, asked, in_memory=in_memory)
-    if reply is not None and verdict is Verdict.STALE:
-        reply = replace(reply, reason=f"{reply.reason} (the stale entry may still decide otherwise)")
-    if reply is not None and path.shut_down:
-        reply = AccessAnswer(reply.access, "triple fault", None, "the vCPU is shut down")
-    notes = [] if guest.rights is None else [f"by the guest's tables {rights_in_words(context, guest.rights)}"]
-    notes += [verdict_words(verdict, guest, shadow), tlb_words(tlb, shadow, path.requests), *pending_words(path)]
-    return PageWalk(gva, guest, shadow, vcpu, verdict, tlb, reply, tuple(notes))
+    tlb = tlb_entry(path, guest)
+    if path.two_dimensions:
+        direct, missing = _direct(shadow_path, vcpu, guest)
+        verdict = compare_direct(guest, direct, in_memory=in_memory)
+        second, found = direct, [*direct_words(verdict, missing), tlb_words(tlb, guest, path.requests)]
+    else:
+        shadow = shadow_dimension(path, guest.start, canonical=guest.end is not EntryKind.NON_CANONICAL)
+        verdict = compare(context, guest, shadow, in_memory=in_memory)
+        second, found = shadow, [verdict_words(verdict, guest, shadow), tlb_words(tlb, shadow, path.requests)]
+    rights = [] if guest.rights is None else [f"by the guest's tables {rights_in_words(context, guest.rights)}"]
+    notes = (*rights, *found, *pending_words(path))
+    reply = None if asked is None else _reply(path, verdict, answer(context, guest, asked, in_memory=in_memory))
+    return PageWalk(gva, guest, second, vcpu, verdict, tlb, reply, notes)
+
+
+def _direct(shadow_path: Way, vcpu: int, guest: WalkDimension) -> tuple[WalkDimension | None, list[WalkStep]]:
+    """Return the second dimension of the page that the guest's walk reaches, and the guest's tables that have none."""
+
+    def way(gpa: int) -> WalkDimension:
+        return shadow_dimension(ShadowPath.from_dict(shadow_path(vcpu, gpa)), gpa)
+
+    read = [step for step in guest.steps if step.name != PDPTR]
+    missing = [step for step in read if step.kind is not EntryKind.ABSENT and way(step.entry_address).address is None]
+    return None if guest.address is None else way(guest.address), missing
+
+
+def _reply(path: ShadowPath, verdict: Verdict, reply: AccessAnswer) -> AccessAnswer:
+    """Return an answer with what the state of the vCPU makes of it."""
+    if path.shut_down:
+        return AccessAnswer(reply.access, "triple fault", None, "the vCPU is shut down")
+    if verdict is Verdict.STALE:
+        return replace(reply, reason=f"{reply.reason} (the stale entry may still decide otherwise)")
+    return reply

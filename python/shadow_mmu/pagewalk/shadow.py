@@ -1,6 +1,7 @@
 """The shadow tables' side of a walk: the path that a machine tells (``docs/native.md``), decoded into steps."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final, NamedTuple, Self
 
 from shadow_mmu.model import role as roles
@@ -54,6 +55,7 @@ class ShadowPath(NamedTuple):
 
     registers: tuple[int, int, int, int]
     pdptrs: tuple[int, ...]
+    two_dimensions: bool
     root: int
     entries: tuple[int, ...] | None
     steps: tuple[PathEntry, ...]
@@ -112,7 +114,7 @@ def shadow_dimension(path: ShadowPath, address: int, *, canonical: bool = True) 
         end = EntryKind.DUMMY_ROOT
     page = steps[-1] if end is EntryKind.PAGE else None
     return WalkDimension(
-        name="shadow",
+        name="direct" if path.two_dimensions else "shadow",
         mode=_MODES.get(levels, f"{levels}-level"),
         start=address,
         root=None if path.root == INVALID_ROOT else path.root,
@@ -125,13 +127,17 @@ def shadow_dimension(path: ShadowPath, address: int, *, canonical: bool = True) 
     )
 
 
-def tlb_entry(path: ShadowPath, address: int) -> TlbEntry | None:
-    """Return what the TLB keeps of a page, beside what the shadow tables have."""
+def tlb_entry(path: ShadowPath, guest: WalkDimension) -> TlbEntry | None:
+    """Return what the TLB keeps of a page, beside what the tables say now: the shadow's; in two dimensions the guest's."""
     if path.tlb is None:
         return None
+    address, rights = _gpa(path.tlb, guest.start), spte_rights(path.tlb)
+    if path.two_dimensions:
+        # W is kept only with D.
+        same = guest.rights is not None and rights in (guest.rights, replace(guest.rights, writable=False))
+        return TlbEntry(path.tlb, address, rights, same and address == guest.address)
     now = path.steps[-1].spte if path.steps else 0
-    agrees = not (now ^ path.tlb) & ~(sptes.A | sptes.D)
-    return TlbEntry(path.tlb, _gpa(path.tlb, address), spte_rights(path.tlb), agrees)
+    return TlbEntry(path.tlb, address, rights, not (now ^ path.tlb) & ~(sptes.A | sptes.D))
 
 
 def _gpa(leaf: int, address: int) -> int:

@@ -19,10 +19,11 @@ _WRAPPED: Final = ("flags", "role", "notes")
 def title(walk: PageWalk, dimension: WalkDimension) -> str:
     """Return the line above the table of a dimension."""
     if dimension is walk.shadow and not dimension.steps:
-        return f"{dimension.start:#x} through the shadow: {dimension.result}"
+        return f"{dimension.start:#x} through the {dimension.name} tables: {dimension.result}"
     if not dimension.levels:
         return f"{dimension.start:#x} with {dimension.mode}: {dimension.result}"
-    return f"{dimension.start:#x} through the {dimension.name}'s {dimension.mode} tables: {dimension.result}"
+    whose = "direct" if dimension.name == "direct" else f"{dimension.name}'s"
+    return f"{dimension.start:#x} through the {whose} {dimension.mode} tables: {dimension.result}"
 
 
 def _common(step: WalkStep) -> tuple[str, str, str, str]:

@@ -211,11 +211,11 @@ class WalkDimension:
     Attributes
     ----------
     name : str
-        Whose tables: ``guest`` or ``shadow``.
+        Whose tables: ``guest``, ``shadow``, or ``direct`` in two-dimensional paging.
     mode : str
         What they are, in words: ``4-level``, ``5-level``, ``PAE``, ``32-bit``, ``paging off``.
     start : int
-        The address that is walked; outside long mode of 32 bits.
+        The address that is walked: the gva, outside long mode of 32 bits; by direct tables the gpa.
     root : int or None
         Physical address of the top table; ``None`` where there is none.
     levels : int
@@ -339,7 +339,8 @@ class PageWalk:
     guest : WalkDimension
         The walk of the guest's own tables.
     shadow : WalkDimension or None
-        The walk of the shadow tables; ``None`` in a dump, which has none.
+        The walk of the shadow tables, or with ``mmu=tdp`` of the direct ones for the gpa that the guest's walk reaches; ``None`` in a
+        dump, which has none, and where there is no such gpa.
     vcpu : int or None
         Whose registers, root and TLB; ``None`` in a dump.
     verdict : Verdict or None

@@ -6,9 +6,9 @@ from shadow_mmu.model import constants as c
 from shadow_mmu.model.permissions import Context
 
 from .shadow import ShadowPath
-from .types import EntryKind, Rights, ShadowStep, TlbEntry, Verdict, WalkDimension
+from .types import EntryKind, Rights, ShadowStep, TlbEntry, Verdict, WalkDimension, WalkStep
 
-__all__ = ["compare", "pending_words", "tlb_words", "verdict_words"]
+__all__ = ["compare", "compare_direct", "direct_words", "pending_words", "tlb_words", "verdict_words"]
 
 _REQUESTS: Final = tuple(
     (getattr(c, f"REQ_{name}"), name)
@@ -47,6 +47,28 @@ def compare(context: Context, guest: WalkDimension, shadow: WalkDimension, *, in
     if shadow.rights in legal:
         return Verdict.AGREE
     return Verdict.NARROWER if any(not shadow.rights.access & ~one.access for one in legal) else Verdict.STALE
+
+
+def compare_direct(guest: WalkDimension, direct: WalkDimension | None, *, in_memory: bool) -> Verdict:
+    """Say how they compare where the direct tables only have to map the gpa that the guest's walk reaches."""
+    if direct is None:
+        return Verdict.UNMAPPED
+    if direct.address is None:
+        return Verdict.MISSING if in_memory else Verdict.MMIO
+    return Verdict.AGREE if direct.address == guest.address else Verdict.STALE
+
+
+def direct_words(verdict: Verdict, missing: list[WalkStep]) -> list[str]:
+    """Return a verdict of two dimensions for people; ``missing`` are the guest's tables that have no direct entry yet."""
+    text = {
+        Verdict.UNMAPPED: "the guest's tables map nothing: the fault is the guest's own, and no exit",
+        Verdict.MISSING: "the direct tables do not map the page yet: the next access exits, and the fault makes the entry",
+        Verdict.MMIO: "the gpa is in no memslot: an access is an MMIO exit, and nothing is mapped",
+        Verdict.AGREE: "the direct tables map the page: the hardware gets there by itself",
+        Verdict.STALE: "the direct tables lead to another gpa, which they never should",
+    }[verdict]
+    tables = ", ".join(f"{step.table:#x} (level {step.level})" for step in missing)
+    return [text, *([f"guest tables that are not mapped directly yet, an exit each: {tables}"] if missing else [])]
 
 
 def _rights_of_a_leaf(context: Context, rights: Rights) -> set[Rights]:
@@ -89,17 +111,17 @@ def _why(shadow: WalkDimension) -> str:
     return f"Legal: shadow page {pages} is unsync, until an INVLPG or a CR3 write brings it up to date."
 
 
-def tlb_words(entry: TlbEntry | None, shadow: WalkDimension, requests: int) -> str:
-    """Say what the TLB has of a page."""
+def tlb_words(entry: TlbEntry | None, tables: WalkDimension, requests: int) -> str:
+    """Say what the TLB has of a page, beside the tables that fill it."""
     if entry is None:
         return "the TLB has no entry"
     text = f"the TLB has {entry.address:#x}, {entry.rights}"
     if entry.agrees:
-        text += ", as the shadow tables"
-    elif shadow.end is EntryKind.PAGE:
-        text += ", and the shadow tables say otherwise"
+        text += f", as the {tables.name} tables"
+    elif tables.end is EntryKind.PAGE:
+        text += f", and the {tables.name} tables say otherwise"
     else:
-        text += ", and the shadow tables no longer have it"
+        text += f", and the {tables.name} tables no longer have it"
     return text + (": it is dropped before the next access" if requests & _FLUSHES else "")
 
 

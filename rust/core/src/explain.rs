@@ -9,15 +9,20 @@ use crate::{
     regs::ControlRegs,
     role::PageRole,
     spte::Spte,
-    vcpu::Vcpu,
+    vcpu::{DIRECT_BITS, Vcpu},
     vm::Vm,
 };
 
 /// The way that the hardware of one vCPU goes for an address, and what decides it.
+///
+/// In two dimensions (`mmu=tdp`) the hardware's own tables translate guest-physical addresses: the way is that of the address taken
+/// for a gpa, and only [`tlb`](Self::tlb) is of the gva.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ShadowPath {
-    /// The address, as an instruction forms it: outside long mode of 32 bits.
+    /// The address, as an instruction forms it: outside long mode of 32 bits. In two dimensions as it was given.
     pub address: Gva,
+    /// Whether the hardware walks in two dimensions.
+    pub two_dimensions: bool,
     /// The registers.
     pub regs: ControlRegs,
     /// The PDPTRs as they were loaded (E101); of use under PAE paging.
@@ -95,19 +100,26 @@ impl Vm {
     }
 }
 
-fn path(shared: &Shared, state: &MmuState, vcpu: &Vcpu, gva: Gva) -> ShadowPath {
+fn path(shared: &Shared, state: &MmuState, vcpu: &Vcpu, given: Gva) -> ShadowPath {
     let mode = vcpu.regs.mode();
-    let address = if mode.is_long() { gva } else { gva.truncated() };
-    let canonical = !mode.is_long() || address.is_canonical(mode.address_bits());
-    let top = if canonical { vcpu.top_page(vcpu.root(), address) } else { None };
+    let two_dimensions = shared.config.mmu.is_tdp();
+    let gva = if mode.is_long() { given } else { given.truncated() };
+    let address = if two_dimensions { given } else { gva };
+    let translatable = if two_dimensions {
+        given.get() >> DIRECT_BITS == 0
+    } else {
+        !mode.is_long() || gva.is_canonical(mode.address_bits())
+    };
+    let top = if translatable { vcpu.top_page(vcpu.root(), address) } else { None };
     ShadowPath {
         address,
+        two_dimensions,
         regs: vcpu.regs,
         pdptrs: vcpu.pdptrs,
         root: vcpu.root(),
         entries: vcpu.pae.get(vcpu.root()).map(|table| table.pages),
         steps: top.map_or_else(Vec::new, |top| steps(shared, state, top, address)),
-        tlb: vcpu.tlb.lookup(address.page()),
+        tlb: vcpu.tlb.lookup(gva.page()),
         requests: vcpu.pending(shared).bits(),
         shut_down: vcpu.shut_down,
     }

@@ -120,6 +120,7 @@ pub(crate) fn shadow_path<'py>(py: Python<'py>, path: &ShadowPath) -> PyResult<B
     let (regs, dict) = (&path.regs, PyDict::new(py));
     dict.set_item("registers", (regs.cr0, regs.cr3, regs.cr4, regs.efer))?;
     dict.set_item("pdptrs", path.pdptrs)?;
+    dict.set_item("two_dimensions", path.two_dimensions)?;
     dict.set_item("root", path.root.get())?;
     dict.set_item("entries", path.entries.map(|entries| entries.map(Hpa::get)))?;
     let steps = path.steps.iter().map(|step| {

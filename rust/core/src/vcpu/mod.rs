@@ -17,6 +17,7 @@ mod switch;
 mod tdp;
 pub mod tlb;
 
+pub(crate) use self::tdp::DIRECT_BITS;
 use self::{
     cr3_watch::Cr3Watch,
     pae_roots::PaeRoots,

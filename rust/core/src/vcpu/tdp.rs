@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Bits of a guest-physical address that the four levels of direct tables translate.
-const DIRECT_BITS: u32 = 48;
+pub(crate) const DIRECT_BITS: u32 = 48;
 
 /// A guest-physical address that the direct tables do not map. KVM: an EPT violation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
