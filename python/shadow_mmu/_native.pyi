@@ -111,6 +111,7 @@ class Vm:
         link: str = "mark-first",
         pae_roots: str = "uncached",
         mmu: str = "shadow",
+        host: str = "64",
         lock_watch: bool = False,
         mutant: str | None = None,
     ) -> Vm: ...

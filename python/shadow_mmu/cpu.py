@@ -38,6 +38,8 @@ class CpuModel:
         CR4.SMEP and CR4.SMAP may be set.
     la57 : bool
         CR4.LA57 may be set: 5-level paging.
+    long_mode : bool
+        EFER.LME may be set: 4- and 5-level paging.
 
     Raises
     ------
@@ -54,6 +56,7 @@ class CpuModel:
     smep: bool = True
     smap: bool = True
     la57: bool = True
+    long_mode: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what no processor is."""

@@ -69,7 +69,7 @@ class MissingExtraError(ShadowMmuError, ImportError):
 
 
 class UnsupportedModeError(ShadowMmuError):
-    """A paging mode that this machine does not have (32-bit and PAE paging, guest accesses with paging off)."""
+    """A guest needs a paging mode that this machine does not have, or leaves the one that it is said to have; the text says which."""
 
 
 class VcpuBusyError(ShadowMmuError, RuntimeError):

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Self, TypedDict, Unpack, cast, get_args, get_type_hints
 
-from shadow_mmu.errors import ConfigError
+from shadow_mmu.cpu import CpuModel
+from shadow_mmu.errors import ConfigError, UnsupportedModeError
 from shadow_mmu.types import MAX_PREVIOUS_ROOTS
 
 PolicyKind = Literal["locked", "seed", "lru"]
@@ -13,11 +14,13 @@ LockKind = Literal["queued", "ticket", "ttas", "mutex", "rwlock"]
 LinkOrder = Literal["mark-first", "kvm", "full-sync"]
 PaeRoots = Literal["uncached", "cached"]
 MmuKind = Literal["shadow", "tdp"]
+Host = Literal["64", "pae"]
 
 LOCK_KINDS: Final[tuple[LockKind, ...]] = get_args(LockKind)
 LINK_ORDERS: Final[tuple[LinkOrder, ...]] = get_args(LinkOrder)
 PAE_ROOTS: Final[tuple[PaeRoots, ...]] = get_args(PaeRoots)
 MMU_KINDS: Final[tuple[MmuKind, ...]] = get_args(MmuKind)
+HOSTS: Final[tuple[Host, ...]] = get_args(Host)
 
 
 class PolicyOptions(TypedDict, total=False):
@@ -27,6 +30,7 @@ class PolicyOptions(TypedDict, total=False):
     link: LinkOrder
     pae_roots: PaeRoots
     mmu: MmuKind
+    host: Host
 
 
 # The choices of each option; the first is the default.
@@ -68,6 +72,8 @@ class Policy:
     mmu : {"shadow", "tdp"}
         What the hardware walks: ``shadow`` tables made from the guest's, or with ``tdp`` the guest's own tables and, for each
         address in them, direct ones (two-dimensional paging, ``docs/machine.md`` §15). No guest table is shadowed then.
+    host : {"64", "pae"}
+        ``pae`` is a host of 32 bits: the shadow has three levels at most, and no vCPU has long mode (``docs/machine.md`` §17). It does not go with ``mmu=tdp``.
 
     Raises
     ------
@@ -82,6 +88,7 @@ class Policy:
     link: LinkOrder = "mark-first"
     pae_roots: PaeRoots = "uncached"
     mmu: MmuKind = "shadow"
+    host: Host = "64"
 
     def __post_init__(self) -> None:
         if type(self.previous) is not int:
@@ -97,6 +104,11 @@ class Policy:
             value = getattr(self, name)
             if value not in choices:
                 raise ConfigError(f"no {name} {value!r}: expected {_listed(choices)}")
+        if self.mmu == "tdp" and self.host != "64":
+            raise ConfigError(
+                f"mmu=tdp on host={self.host}: its tables have four levels, and a host of 32 bits three: "
+                "expected host=64, or mmu=shadow"
+            )
 
     @classmethod
     def locked(cls, **options: Unpack[PolicyOptions]) -> Self:
@@ -177,6 +189,25 @@ class Policy:
     def caches_pae_roots(self) -> bool:
         """Whether roots of four entries enter the root cache: where they are to, and there is one."""
         return self.pae_roots == "cached" and self.kind != "locked" and self.mmu == "shadow"
+
+    def processor(self, cpu: CpuModel) -> CpuModel:
+        """Return what a vCPU that is to be this processor is on the host: on one of 32 bits it has no long mode."""
+        return cpu if self.host == "64" else replace(cpu, long_mode=False, la57=False)
+
+    def require_long_mode(self, what: str) -> None:
+        """Refuse a guest that has 4- or 5-level paging where no vCPU has it.
+
+        Raises
+        ------
+        UnsupportedModeError
+            The host has 32 bits.
+
+        """
+        if self.host != "64":
+            raise UnsupportedModeError(
+                f"{what} runs in long mode, and a vCPU of policy {str(self)!r} has none, its host having 32 bits: "
+                "expected host=64, or a guest with PAE or 32-bit paging"
+            )
 
     @property
     def options(self) -> PolicyOptions:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _PAGINGS: Final = ("4-level", "5-level", "PAE", "32-bit")
 _32_BIT_ADDRESSES: Final = frozenset({"PAE", "32-bit"})
+LONG_PAGINGS: Final = frozenset(_PAGINGS) - _32_BIT_ADDRESSES
 _MAXPHYADDR: Final = 46
 _CR0_NEEDED: Final = 1 << 31 | 1  # PG and PE
 _CR4_ALLOWED: Final = sum(1 << bit for bit in (*range(13), 16, 18, 20, 21))

@@ -22,6 +22,7 @@ from shadow_mmu.errors import ConfigError
 from shadow_mmu.history import split_legal
 from shadow_mmu.policy import Policy
 from shadow_mmu.recording_program import ReplayProgram, compile_recording
+from shadow_mmu.recording_rules import LONG_PAGINGS
 from shadow_mmu.report import Difference, Implementation, Mode, ReplayReport, ReplayResult, Violation
 from shadow_mmu.stats import Stats
 from shadow_mmu.types import OpFlag, OpKind, OutcomeCode
@@ -85,6 +86,8 @@ def replay_recording(
     ------
     ConfigError
         A parameter is out of range, or the parameters do not go together.
+    UnsupportedModeError
+        The recorded guest has long mode, and a policy has none.
     ProgramError, GuestMemoryError, ShadowMemoryError
         The machine refused.
 
@@ -92,6 +95,9 @@ def replay_recording(
     wanted = Policy.parse_list(map(str, policies))
     if not wanted:
         raise ConfigError("no policy given: expected at least one")
+    if recording.paging in LONG_PAGINGS:
+        for policy in wanted:
+            policy.require_long_mode(f"{recording.path}: a {recording.paging} guest")
     for name, value, choices in (("mode", mode, get_args(Mode)), ("model", model, get_args(Implementation))):
         if value not in choices:
             raise ConfigError(f"no {name} {value!r}: expected {' or '.join(choices)}")

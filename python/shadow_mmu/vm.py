@@ -43,7 +43,7 @@ class Vm:
         What a CR3 write does with the outgoing root: ``locked``, ``seed``, ``lru:0`` to ``lru:16``; and with ``,lock=KIND``
         what the mmu_lock is, with ``,link=ORDER`` how an unsync page is linked, with
         ``,pae_roots=cached`` that roots of 32-bit and PAE guests are cached, with ``,mmu=tdp`` that the hardware walks the
-        guest's own tables (:class:`~shadow_mmu.policy.Policy`).
+        guest's own tables, with ``,host=pae`` that the host has 32 bits (:class:`~shadow_mmu.policy.Policy`).
     tlb_entries : int
         Size of each vCPU's software TLB; 0 keeps nothing.
     cpu : CpuModel

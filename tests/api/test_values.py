@@ -33,7 +33,7 @@ from shadow_mmu import Memslot, Policy, Recording, Vm, VmConfig, errors, ops, re
 from shadow_mmu.cpu import CpuModel
 from shadow_mmu.frozen import FrozenDict
 from shadow_mmu.litmus.timeline import Timeline
-from shadow_mmu.policy import LINK_ORDERS, LOCK_KINDS, MMU_KINDS, PAE_ROOTS
+from shadow_mmu.policy import HOSTS, LINK_ORDERS, LOCK_KINDS, MMU_KINDS, PAE_ROOTS
 from shadow_mmu.stressing.plan import StressPlan
 from shadow_mmu.workloads.runner import run_kpti
 
@@ -93,8 +93,8 @@ policies = st.builds(
     link=st.sampled_from(LINK_ORDERS),
     pae_roots=st.sampled_from(PAE_ROOTS),
     mmu=st.sampled_from(MMU_KINDS),
-) | st.sampled_from([Policy.locked(), Policy.seed()])
-processors = st.builds(CpuModel, maxphyaddr=st.integers(36, 52), nx=st.booleans(), la57=st.booleans())
+) | st.builds(Policy.seed, pae_roots=st.sampled_from(PAE_ROOTS), host=st.sampled_from(HOSTS))
+processors = st.builds(CpuModel, maxphyaddr=st.integers(36, 52), nx=st.booleans(), long_mode=st.booleans())
 configs = st.builds(
     VmConfig,
     st.integers(1, 1 << 20).map(lambda count: count << 12),
@@ -126,7 +126,7 @@ def arrays(annotation: Any) -> st.SearchStrategy[Any]:  # noqa: ANN401  of an ar
 plans = st.builds(
     StressPlan,
     vcpus=st.integers(2, 4),
-    policy=policies,
+    policy=policies.map(lambda policy: dataclasses.replace(policy, host="64")),
     seconds=st.none(),
     steps=st.integers(1, 1 << 20),
     seed=st.integers(0, 9),

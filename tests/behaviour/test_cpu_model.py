@@ -12,7 +12,8 @@ from shadow_mmu.types import OpFlag, OpKind, OutcomeCode
 
 HOST = int(OpFlag.HOST)
 LONG = EFER_LMA | EFER_LME
-BARE = replace(DEFAULT_CPU, **{field.name: False for field in fields(DEFAULT_CPU) if field.name != "maxphyaddr"})
+_KEPT = ("maxphyaddr", "long_mode")
+BARE = replace(DEFAULT_CPU, **{field.name: False for field in fields(DEFAULT_CPU) if field.name not in _KEPT})
 """A 64-bit processor that has none of the features."""
 CR4_BITS = {"la57": CR4_LA57, "smep": SMEP, "smap": SMAP}
 

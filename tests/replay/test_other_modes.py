@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.replay import small
 
-from shadow_mmu import Recording, Vm, load_recording, replay_recording
+from shadow_mmu import Recording, UnsupportedModeError, Vm, load_recording, replay_recording
 from shadow_mmu.model import Machine
 from shadow_mmu.recording_program import compile_recording, without_accessed_pdptes
 from shadow_mmu.report import Mode
@@ -56,7 +57,26 @@ def test_with_cached_roots_of_four_entries_the_same_accesses_reach_the_same_and_
             assert found["cr3_locked_miss"] < found["cr3_locked"]
 
 
-@pytest.mark.parametrize("policy", [*POLICIES, *CACHED])
+@pytest.mark.parametrize("mode", ["ordered", "threads"])
+def test_e043_on_a_host_of_32_bits_the_same_accesses_reach_the_same(recording: Recording, mode: Mode) -> None:
+    report = replay_recording(recording, [f"{name},host=pae" for name in POLICIES + CACHED[1:]], mode=mode)
+    assert report.ok
+    for result in report.results:
+        found = result.as_dict()
+        assert (found["mismatches"], found["stale_legal"], found["guest_faults"], found["violations"]) == (0, 0, 0, 0)
+        assert (found["cr3_lockless"] > 0) == result.policy.caches_pae_roots
+
+
+@pytest.mark.parametrize("paging", ["4-level", "5-level"])
+def test_e043_a_recording_of_a_64_bit_guest_is_refused_on_a_host_of_32_bits(tmp_path: Path, paging: str) -> None:
+    found = small.arrays([*small.ROWS[:2], (small.CR4, 1, 0, 0, 0x20, 0, 0), *small.ROWS[2:]], paging=paging)
+    found["addr"][found["kind"] == small.CR4] |= np.uint64(1 << 12 if paging == "5-level" else 0)
+    recording = load_recording(small.write(tmp_path / "long.npz", found))
+    with pytest.raises(UnsupportedModeError, match=rf"long.npz: a {paging} guest .*'seed,host=pae' .*expected host=64"):
+        replay_recording(recording, ["lru:3", "seed,host=pae"])
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, *CACHED, "lru:3,host=pae"])
 def test_the_model_goes_through_the_same_states_and_events(recording: Recording, policy: str) -> None:
     program = compile_recording(recording)
     ops, pages = program.ops[:COMPARED], program.pages

@@ -25,6 +25,8 @@ CHOICES = r"expected 'locked', 'seed' or 'lru:N' with N = 0..16"
         "seed,lock=ticket,link=kvm,pae_roots=cached",
         "seed,mmu=tdp",
         "lru:1,lock=rwlock,link=kvm,pae_roots=cached,mmu=tdp",
+        "locked,host=pae",
+        "seed,lock=ticket,link=kvm,pae_roots=cached,host=pae",
     ],
 )
 def test_a_policy_reads_what_it_prints(text: str) -> None:
@@ -67,9 +69,11 @@ def test_what_is_no_policy_is_refused_with_the_choices(text: object) -> None:
         ("seed,lock", r"no lock ''"),
         (
             "seed,Lock=ticket",
-            r"no option 'Lock=ticket' in policy 'seed,Lock=ticket': expected lock, link, pae_roots, mmu with",
+            r"no option 'Lock=ticket' in policy 'seed,Lock=ticket': expected lock, link, pae_roots, mmu, host with",
         ),
         ("seed,link=upstream", r"no link 'upstream': expected mark-first, kvm or full-sync"),
+        ("seed,mmu=tdp,host=pae", r"mmu=tdp on host=pae: .* four levels.*expected host=64, or mmu=shadow"),
+        ("seed,host=32", r"no host '32': expected 64 or pae"),
         ("seed,pae_roots=locked", r"no pae_roots 'locked': expected uncached or cached"),
         ("seed,mmu=ept", r"no mmu 'ept': expected shadow or tdp"),
         ("seed,", r"no option ''"),

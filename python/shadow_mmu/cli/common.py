@@ -83,7 +83,7 @@ def _policy_options(default: tuple[str, ...]) -> Callable[[Callable[..., Any]], 
         show_default=True,
         callback=_policies,
         metavar="POLICY",
-        help="locked, seed or lru:N with N = 0..16, and options: seed,pae_roots=cached; may be given several times, each at most once.",
+        help="locked, seed or lru:N with N = 0..16, and options: seed,pae_roots=cached,host=pae; may be given several times, each at most once.",
     )
 
 

@@ -90,6 +90,8 @@ def contend(
     ------
     ConfigError
         A parameter is out of range.
+    UnsupportedModeError
+        A policy has no long mode.
     GuestMemoryError
         The host has not the memory for a machine.
 
@@ -97,6 +99,8 @@ def contend(
     names, wanted = _each_once("workload", workloads), Policy.parse_list(map(str, policies))
     if not wanted:
         raise ConfigError("no policy given: expected at least one")
+    for policy in wanted:
+        policy.require_long_mode("the guest of every workload")
     counts = [whole("vcpus", one, 1, MAX_VCPUS) for one in _each_once("number of vCPUs", vcpus)]
     pauses = [whole("work", one, 0, _MAX_WORK) for one in _each_once("amount of work", work)]
     length = whole("switches", switches, 1, _MAX_SWITCHES)

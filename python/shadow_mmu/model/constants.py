@@ -78,7 +78,7 @@ EFER_SCE: Final = 1
 EFER_LME: Final = 1 << 8
 EFER_LMA: Final = 1 << 10
 EFER_NXE: Final = 1 << 11
-EFER_COMMON: Final = EFER_SCE | EFER_LME | EFER_LMA
+EFER_COMMON: Final = EFER_SCE
 
 # Requests, lowest first in the order of service (§6).
 REQ_FREE_OBSOLETE_ROOTS: Final = 1

@@ -145,6 +145,7 @@ class LegalTranslations:
         policy: Policy | str = "lru:3",
     ) -> None:
         self._policy = Policy.parse(str(policy))
+        cpu = self._policy.processor(cpu)
         self._memory = GuestMemory(slots, 1 << cpu.maxphyaddr)
         self._vcpus = [_VcpuView(cpu) for _ in range(vcpus)]
         self._clock = 0

@@ -125,6 +125,7 @@ class Machine:
         if not isinstance(cpu, CpuModel):
             raise ConfigError(f"cpu is {cpu!r}: expected a CpuModel")
         parsed = Policy.parse(policy)
+        cpu = parsed.processor(cpu)
         memory = GuestMemory(slots, min(MAX_GUEST_BYTES, 1 << cpu.maxphyaddr))
         self.vm = SharedState(
             memory, parsed, [Vcpu(i, parsed, cpu, Tlb(tlb_entries)) for i in range(vcpus)], trace=trace

@@ -55,11 +55,11 @@ class Registers:
 
     @classmethod
     def booted(cls, cpu: CpuModel) -> Self:
-        """Return the registers of a booted 64-bit guest on this processor."""
+        """Return the registers of a booted 64-bit guest on this processor, of a PAE guest where there is no long mode."""
         default = cls()
         return cls(
             cr0=default.cr0 & ~(0 if cpu.wp else CR0_WP),
-            efer=default.efer & ~(0 if cpu.nx else EFER_NXE),
+            efer=default.efer & ~(0 if cpu.nx else EFER_NXE) & ~(0 if cpu.long_mode else EFER_LME | EFER_LMA),
         )
 
     @property
@@ -105,7 +105,12 @@ def set_cr0(old: Registers, value: int, cpu: CpuModel, *, host: bool) -> Written
 
 def cr4_bits(cpu: CpuModel) -> int:
     """Return the CR4 bits that this processor has; another is #GP."""
-    return CR4_COMMON | (CR4_LA57 if cpu.la57 else 0) | (CR4_SMEP if cpu.smep else 0) | (CR4_SMAP if cpu.smap else 0)
+    return (
+        CR4_COMMON
+        | (CR4_LA57 if cpu.la57 and cpu.long_mode else 0)
+        | (CR4_SMEP if cpu.smep else 0)
+        | (CR4_SMAP if cpu.smap else 0)
+    )
 
 
 def set_cr4(old: Registers, value: int, cpu: CpuModel, *, host: bool) -> Written | None:
@@ -132,7 +137,7 @@ def set_cr4(old: Registers, value: int, cpu: CpuModel, *, host: bool) -> Written
 
 def set_efer(old: Registers, value: int, cpu: CpuModel, *, host: bool) -> Written | None:
     """WRMSR to EFER; ``host``: the register now holds this."""
-    allowed = EFER_COMMON | (EFER_NXE if cpu.nx else 0)
+    allowed = EFER_COMMON | (EFER_NXE if cpu.nx else 0) | (EFER_LME | EFER_LMA if cpu.long_mode else 0)
     if value & ~allowed or (not host and old.cr0 & CR0_PG and (old.efer ^ value) & EFER_LME):
         return None
     new = replace(old, efer=value & ~EFER_LMA | old.efer & EFER_LMA)

@@ -76,6 +76,7 @@ class StressPlan:
         policy: object = self.policy
         if not isinstance(policy, Policy):
             put("policy", Policy.parse(policy))
+        self.policy.require_long_mode("the guest of the stress")
         put("vcpus", whole("vcpus", self.vcpus, 1, _native.MAX_STRESS_VCPUS))
         for name in ("seed", "audit_every"):
             put(name, whole(name, getattr(self, name), 0, _MAX))

@@ -17,6 +17,7 @@ from typing import Final
 from shadow_mmu import ops as op
 from shadow_mmu.errors import ConfigError
 from shadow_mmu.ops import Op
+from shadow_mmu.policy import Policy
 from shadow_mmu.types import PAGE_SIZE, AccessKind, OpFlag, OpKind
 from shadow_mmu.workloads.world import (
     DATA_GFNS,
@@ -43,6 +44,9 @@ _LATE: Final = 0.95
 _CACHE_NARROW: Final = 0.4
 # How many streams run in two dimensions, on the guest's own tables.
 _DIRECT: Final = 0.15
+# How many of the streams without long mode have a host without it.
+_SMALL_HOST: Final = 0.4
+_NARROW: Final = ("PAE", "32-bit")
 # How many streams walk the same tables with entries of both widths.
 _MIXED: Final = 0.3
 
@@ -364,6 +368,8 @@ def random_stream(
     ------
     ConfigError
         ``operations`` is not positive, or there is no such paging mode.
+    UnsupportedModeError
+        The paging mode has long mode, and the policy none.
 
     """
     if operations <= 0:
@@ -373,14 +379,18 @@ def random_stream(
     rng = Random(seed)  # noqa: S311  a reproducible stream is what is wanted
     options = Random(~seed)  # noqa: S311  the same; apart, so that a further option changes nothing else of a stream
     drawn = rng.choice(_POLICIES) + (",pae_roots=cached" if options.random() < _CACHE_NARROW else "")
-    drawn += ",mmu=tdp" if options.random() < _DIRECT else ""
-    config = MachineConfig(
-        policy=policy or drawn,
-        vcpus=vcpus,
-        tlb_entries=rng.choice(_TLB_SIZES),
-        cpu=random_processor(rng),
-    )
-    world = World(paging or rng.choice(("4-level", "4-level", "5-level", "PAE", "PAE", "32-bit")), config.cpu)
+    direct = options.random() < _DIRECT
+    drawn += ",mmu=tdp" if direct else ""
+    tlb_entries, cpu = rng.choice(_TLB_SIZES), random_processor(rng)
+    mode = paging or rng.choice(("4-level", "4-level", "5-level", "PAE", "PAE", "32-bit"))
+    if policy is None and mode in _NARROW and not direct and options.random() < _SMALL_HOST:
+        drawn += ",host=pae"
+    elif paging is None and policy is not None and Policy.parse(policy).host == "pae":
+        mode = mode if mode in _NARROW else options.choice(_NARROW)
+    config = MachineConfig(policy or drawn, vcpus, tlb_entries, cpu)
+    if mode not in _NARROW:
+        Policy.parse(config.policy).require_long_mode(f"a stream of {mode} paging")
+    world = World(mode, cpu)
     generator = _Generator(rng, world, config)
     made, generator.pages = world.setup(rng)
     for vcpu in range(vcpus):

@@ -160,11 +160,15 @@ def run_workload(
     ------
     ConfigError
         A policy is malformed or comes twice, or there is none.
+    UnsupportedModeError
+        A policy has no long mode.
 
     """
     wanted = Policy.parse_list(map(str, policies))
     if not wanted:
         raise ConfigError("no policy given: expected at least one")
+    for policy in wanted:
+        policy.require_long_mode(f"the guest of workload {workload.name!r}")
     results: list[KptiResult] = []
     try:
         for number, policy in enumerate(wanted):

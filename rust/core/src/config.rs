@@ -2,13 +2,16 @@
 
 mod choice;
 mod cpu_model;
+mod host;
 mod lock_kind;
 mod mmu_kind;
 mod pae_root_policy;
 
 use core::{fmt, str::FromStr};
 
-pub use self::{cpu_model::CpuModel, lock_kind::LockKind, mmu_kind::MmuKind, pae_root_policy::PaeRootPolicy};
+pub use self::{
+    cpu_model::CpuModel, host::Host, lock_kind::LockKind, mmu_kind::MmuKind, pae_root_policy::PaeRootPolicy,
+};
 use crate::{
     addr::{Gpa, PAE_TABLES},
     error::{Error, Result},
@@ -200,7 +203,9 @@ pub struct VmConfig {
     pub mmu: MmuKind,
     /// Entries of each vCPU's software TLB; 0 = every access walks the shadow tables.
     pub tlb_entries: usize,
-    /// What processor each vCPU is.
+    /// What the host is.
+    pub host: Host,
+    /// What processor each vCPU is, as far as the host lets it be.
     pub cpu: CpuModel,
     /// Record the event stream (docs/machine.md, 11).
     pub trace: bool,
@@ -225,6 +230,7 @@ impl Default for VmConfig {
             pae_roots: PaeRootPolicy::default(),
             mmu: MmuKind::default(),
             tlb_entries: DEFAULT_TLB_ENTRIES,
+            host: Host::default(),
             cpu: CpuModel::default(),
             trace: false,
             lock_times: false,
@@ -259,6 +265,10 @@ impl VmConfig {
         // All TLBs together: 256 MiB.
         range("tlb_entries of all vcpus", (self.tlb_entries * self.vcpus) as u64, 0, MAX_TLB_ENTRIES as u64 * 16)?;
         self.cpu.validate()?;
+        if self.mmu == MmuKind::Tdp && self.host != Host::Bits64 {
+            let expected = "64 with mmu=tdp, whose tables have four levels".into();
+            return Err(Error::Config { what: "host", got: self.host.to_string(), expected });
+        }
         if self.trace {
             // A trace record names its vCPU in one byte, 255 being the host.
             range("vcpus with trace", self.vcpus as u64, 1, 255)?;
@@ -286,5 +296,13 @@ mod tests {
         for text in ["lru:17", "lru:-1", "lru:", "lru:+3", "lru:x", "", "LOCKED", "lru:999"] {
             assert!(matches!(text.parse::<Policy>(), Err(Error::Config { .. })), "{text}");
         }
+    }
+
+    #[test]
+    fn e044_direct_tables_of_four_levels_are_no_choice_on_a_host_of_32_bits() {
+        let config = VmConfig { mmu: MmuKind::Tdp, host: Host::Pae, ..VmConfig::default() };
+        let error = config.validate().map_err(|error| error.to_string());
+        assert!(error.is_err_and(|said| said.contains("host: got pae, expected 64 with mmu=tdp")));
+        assert_eq!(VmConfig { mmu: MmuKind::Shadow, ..config }.validate(), Ok(()));
     }
 }

@@ -101,7 +101,7 @@ pub mod vm;
 pub use self::{
     access::{Access, AccessFlags, AccessKind, FaultCode, TranslateError, Translation},
     addr::{Gfn, Gpa, Gva, Hpa, Level, Pfn, SpId, SpteRef},
-    config::{CpuModel, LockKind, MmuKind, Mutant, PaeRootPolicy, Policy, VmConfig},
+    config::{CpuModel, Host, LockKind, MmuKind, Mutant, PaeRootPolicy, Policy, VmConfig},
     error::Error,
     explain::{ShadowPath, ShadowStep},
     link::LinkPolicy,

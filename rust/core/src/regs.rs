@@ -35,8 +35,8 @@ pub const EFER_NXE: u64 = 1 << 11;
 
 /// CR4 bits that every vCPU has: VME to OSXMMEXCPT, UMIP, FSGSBASE, OSXSAVE. PCID, VMX and CET none has.
 const CR4_COMMON: u64 = 0x7ff | 1 << 11 | 1 << 16 | 1 << 18;
-/// EFER bits that every vCPU has: SCE, LME, LMA.
-const EFER_COMMON: u64 = 1 | EFER_LME | EFER_LMA;
+/// EFER bits that every vCPU has: SCE.
+const EFER_COMMON: u64 = 1;
 /// CR4 bits whose change re-derives the MMU context (`KVM_MMU_CR4_ROLE_BITS`).
 const CR4_ROLE: u64 = CR4_PSE | CR4_PAE | CR4_LA57 | CR4_SMEP | CR4_SMAP;
 
@@ -132,14 +132,15 @@ pub struct ControlRegs {
 /// The CR4 bits that this processor has; another is #GP.
 const fn cr4_bits(cpu: &CpuModel) -> u64 {
     let mut bits = CR4_COMMON;
-    bits |= if cpu.la57 { CR4_LA57 } else { 0 };
+    bits |= if cpu.la57 && cpu.long_mode { CR4_LA57 } else { 0 };
     bits |= if cpu.smep { CR4_SMEP } else { 0 };
     bits | if cpu.smap { CR4_SMAP } else { 0 }
 }
 
 /// The EFER bits that this processor has; another is #GP.
 const fn efer_bits(cpu: &CpuModel) -> u64 {
-    EFER_COMMON | if cpu.nx { EFER_NXE } else { 0 }
+    let long = if cpu.long_mode { EFER_LME | EFER_LMA } else { 0 };
+    EFER_COMMON | long | if cpu.nx { EFER_NXE } else { 0 }
 }
 
 impl Default for ControlRegs {
@@ -155,13 +156,13 @@ fn general_protection_if(condition: bool) -> Result<(), GeneralProtection> {
 }
 
 impl ControlRegs {
-    /// Long mode with paging on, as a booted 64-bit guest of this processor has it.
+    /// Long mode with paging on, as a booted 64-bit guest of this processor has it; PAE paging where there is no long mode.
     pub const fn booted(cpu: &CpuModel) -> Self {
         Self {
             cr0: 0x8004_0033 | if cpu.wp { CR0_WP } else { 0 },
             cr3: 0,
             cr4: CR4_PAE,
-            efer: EFER_LMA | EFER_LME | if cpu.nx { EFER_NXE } else { 0 },
+            efer: if cpu.long_mode { EFER_LMA | EFER_LME } else { 0 } | if cpu.nx { EFER_NXE } else { 0 },
         }
     }
 

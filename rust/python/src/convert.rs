@@ -27,6 +27,7 @@ pub(crate) struct Processor {
     smep: bool,
     smap: bool,
     la57: bool,
+    long_mode: bool,
 }
 
 impl Processor {
@@ -41,6 +42,7 @@ impl Processor {
             smep: self.smep,
             smap: self.smap,
             la57: self.la57,
+            long_mode: self.long_mode,
         }
     }
 }

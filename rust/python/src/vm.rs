@@ -39,7 +39,7 @@ pub(crate) struct Vm {
 #[pymethods]
 impl Vm {
     #[new]
-    #[pyo3(signature = (*, slots, vcpus, policy, tlb_entries, cpu, trace, lock_times, cr3_times, lock="queued", link="mark-first", pae_roots="uncached", mmu="shadow", lock_watch=false, mutant=None))]
+    #[pyo3(signature = (*, slots, vcpus, policy, tlb_entries, cpu, trace, lock_times, cr3_times, lock="queued", link="mark-first", pae_roots="uncached", mmu="shadow", host="64", lock_watch=false, mutant=None))]
     #[expect(
         clippy::too_many_arguments,
         clippy::needless_pass_by_value,
@@ -60,6 +60,7 @@ impl Vm {
         link: &str,
         pae_roots: &str,
         mmu: &str,
+        host: &str,
         lock_watch: bool,
         mutant: Option<&str>,
     ) -> PyResult<Self> {
@@ -73,6 +74,7 @@ impl Vm {
             link: link.parse().map_err(refuse)?,
             pae_roots: pae_roots.parse().map_err(refuse)?,
             mmu: mmu.parse().map_err(refuse)?,
+            host: host.parse().map_err(refuse)?,
             tlb_entries: usize::try_from(tlb_entries.0).unwrap_or(usize::MAX),
             cpu: cpu.model(),
             trace,

@@ -24,11 +24,23 @@ pub struct CpuModel {
     pub smap: bool,
     /// CR4.LA57 may be set: 5-level paging.
     pub la57: bool,
+    /// Long mode exists: EFER.LME may be set (CPUID.80000001H:EDX[29]).
+    pub long_mode: bool,
 }
 
 impl Default for CpuModel {
     fn default() -> Self {
-        Self { maxphyaddr: 46, gib_pages: true, pse36: true, nx: true, wp: true, smep: true, smap: true, la57: true }
+        Self {
+            maxphyaddr: 46,
+            gib_pages: true,
+            pse36: true,
+            nx: true,
+            wp: true,
+            smep: true,
+            smap: true,
+            la57: true,
+            long_mode: true,
+        }
     }
 }
 

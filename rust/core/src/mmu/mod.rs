@@ -164,6 +164,7 @@ impl MmuCx {
 impl Shared {
     pub(crate) fn new(config: VmConfig) -> Result<Self> {
         config.validate()?;
+        let config = VmConfig { cpu: config.host.processor(config.cpu), ..config };
         let memory = GuestMemory::new(&config.slots, config.cpu.maxphyaddr)?;
         let mut state = MmuState { trace: config.trace.then(Vec::new), ..MmuState::default() };
         for slot in memory.iter() {

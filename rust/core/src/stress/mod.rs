@@ -182,6 +182,14 @@ mod scheduled {
 fn stress_with(vm: &Vm, config: &StressConfig, control: &Control, rig: &impl Rig) -> Result<StressReport> {
     config.validate()?;
     vm.check_health()?;
+    if !vm.config().cpu.long_mode {
+        let got = "one without long mode".into();
+        return Err(Error::Config {
+            what: "processor",
+            got,
+            expected: "one with it: the guest has four levels".into(),
+        });
+    }
     let slots: Vec<_> = vm.memory().iter().collect();
     let [slot] = slots[..] else {
         return Err(Error::Config { what: "memslots", got: slots.len().to_string(), expected: "one, at gpa 0".into() });

@@ -1,7 +1,7 @@
 use std::time::{Duration, Instant};
 
 use super::{guest::ALIAS, *};
-use crate::{Gpa, Gva, MmuKind, Policy, VmConfig, access::AccessFlags, op::Outcome, stats::LockReason};
+use crate::{Gpa, Gva, Host, MmuKind, Policy, VmConfig, access::AccessFlags, op::Outcome, stats::LockReason};
 
 fn machine(vcpus: usize, policy: Policy) -> Vm {
     let slots = vec![(Gpa::new(0), bytes_needed(vcpus))];
@@ -195,4 +195,13 @@ fn the_windows_reach_all_of_memory() {
         let reached = cpu.access(Gva::new(ALIAS + gpa), crate::AccessKind::Read, AccessFlags::empty());
         assert_eq!(reached, Ok(Outcome::Ok(gpa)));
     }
+}
+
+#[test]
+fn e043_a_host_of_32_bits_is_refused_before_anything_is_run() {
+    let slots = vec![(Gpa::new(0), bytes_needed(2))];
+    let vm = Vm::new(VmConfig { slots, vcpus: 2, host: Host::Pae, ..VmConfig::default() }).unwrap();
+    let error = stress(&vm, &turns(1), &Control::new()).map(|_| ()).map_err(|error| error.to_string());
+    assert!(error.is_err_and(|said| said.contains("without long mode") && said.contains("four levels")));
+    assert_eq!(vm.stats().unwrap().total.cr3.writes, 0);
 }
