@@ -2,15 +2,19 @@
 
 import json
 import os
+from collections import Counter
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.differential.machines import IgnoresInvlpg, InvlpgKeepsTlb, planted
 
 from shadow_mmu import ConfigError
 from shadow_mmu.differential import (
+    DEFAULT_STREAM,
     ModelSubject,
     NativeSubject,
     compare,
@@ -19,19 +23,22 @@ from shadow_mmu.differential import (
     load_stream,
     shrink,
 )
+from shadow_mmu.model.registers import PagingMode
 from shadow_mmu.ops import Op
 from shadow_mmu.policy import LINK_ORDERS
-from shadow_mmu.types import OpKind
+from shadow_mmu.types import OpKind, OutcomeCode
 from shadow_mmu.workloads.random import random_stream
 from shadow_mmu.workloads.world import MachineConfig
 
 OPERATIONS = 20_000
+SEED = 20260101
+ACCESSES = (OpKind.READ, OpKind.WRITE, OpKind.FETCH, OpKind.LOAD, OpKind.STORE)
 SOAK_OPERATIONS = 1_000_000
 REGRESSIONS = Path(__file__).parent.parent / "regressions"
 
 
 def test_core_and_model_agree_on_random_streams() -> None:
-    found = hunt(OPERATIONS, seed=20260101)
+    found = hunt(OPERATIONS, seed=SEED)
     assert found is None, str(found)
 
 
@@ -113,6 +120,30 @@ def test_streams_meet_what_they_are_for() -> None:
     assert totals["mmu_flooded"] > 50
 
 
+def test_the_operations_of_a_test_run_change_between_all_modes() -> None:
+    """From each mode to each other, and what is done there: accesses that arrive and accesses that fault."""
+    changes: set[tuple[PagingMode, PagingMode]] = set()
+    ends: Counter[tuple[PagingMode, int]] = Counter()
+    for seed in range(SEED, SEED + OPERATIONS // DEFAULT_STREAM):
+        stream = random_stream(seed, DEFAULT_STREAM)
+        machine = ModelSubject(stream.config)
+        pages = np.array(stream.pages, "<u8").reshape(-1, 512)
+        vcpus = machine.machine.vm.vcpus
+        before = [vcpu.registers.mode for vcpu in vcpus]
+        for op in stream.ops:
+            result = machine.execute(op, pages)
+            mode = vcpus[op.vcpu].registers.mode
+            if op.kind in ACCESSES and not isinstance(result, str):
+                # A mode that is passed through is none that was changed to.
+                changes.add((before[op.vcpu], mode))
+                before[op.vcpu] = mode
+                ends[mode, result[0]] += 1
+    assert {pair for pair in product(PagingMode, repeat=2) if pair not in changes} == set()
+    assert min(ends[mode, OutcomeCode.OK] for mode in PagingMode) > 300
+    assert min(ends[mode, OutcomeCode.PAGE_FAULT] for mode in PagingMode if mode is not PagingMode.NONE) > 300
+    assert ends[PagingMode.NONE, OutcomeCode.PAGE_FAULT] == 0
+
+
 def _given(subject: NativeSubject, _config: MachineConfig) -> NativeSubject:
     return subject
 
@@ -134,7 +165,7 @@ def test_a_planted_difference_is_found_and_shrunk_to_a_few_operations(
 
 def test_the_oracle_alone_finds_a_translation_that_outlived_its_invlpg() -> None:
     """Two machines with the same defect agree; D.5 does not."""
-    found = hunt(OPERATIONS, left=planted(InvlpgKeepsTlb), right=planted(InvlpgKeepsTlb))
+    found = hunt(OPERATIONS, seed=20, left=planted(InvlpgKeepsTlb), right=planted(InvlpgKeepsTlb))
     assert found is not None
     assert found.divergence.what == "oracle"
     assert {OpKind.INVLPG, OpKind.STORE} <= {op.kind for op in found.stream.ops} | {OpKind.STORE}

@@ -25,7 +25,12 @@ from shadow_mmu.workloads.world import (
     OUTSIDE,
     PAGINGS,
     WINDOW_INDEX,
+    A,
     MachineConfig,
+    P,
+    Paging,
+    U,
+    W,
     World,
     random_processor,
 )
@@ -33,6 +38,7 @@ from shadow_mmu.workloads.world import (
 _CR0: Final = 0x80050033
 _CR0_WP, _CR0_CD, _CR0_NW, _CR0_PG = 1 << 16, 1 << 30, 1 << 29, 1 << 31
 _CR4_PSE, _CR4_PGE, _CR4_LA57, _CR4_SMEP, _CR4_SMAP = 1 << 4, 1 << 7, 1 << 12, 1 << 20, 1 << 21
+_CR4_MODE: Final = _CR4_PSE | 1 << 5 | _CR4_LA57
 _EFER_NXE: Final = 1 << 11
 _BIT63: Final = 1 << 63
 _POLICIES: Final = ("locked", "seed", "lru:0", "lru:1", "lru:3", "lru:3", "lru:8")
@@ -81,7 +87,7 @@ class _Generator:
         self.pages: list[list[int]] = []
         self.cr0 = [_CR0] * config.vcpus
         self.cr4 = [world.paging.cr4] * config.vcpus
-        self.efer = [world.paging.efer] * config.vcpus
+        self.efer = [world.paging.efer & ~(0 if config.cpu.nx else _EFER_NXE)] * config.vcpus
         self.mixes_widths = rng.random() < _MIXED
         self.late = False
         self.recent = [world.gva(rng)]
@@ -295,7 +301,7 @@ class _Generator:
             there = op.write_cr4(self.cr4[vcpu] ^ _CR4_LA57, vcpu=vcpu, host=True)
             back = op.write_cr4(self.cr4[vcpu], vcpu=vcpu, host=True)
             return [there, self._access(self._gva(), vcpu), back]
-        if which == 2:
+        if which == 2 or rng.random() < 0.3:
             return self._other_mode(vcpu)
         if self.config.policy.startswith("lru") or self.late:
             outside = op.write_cr3(OUTSIDE, vcpu=vcpu)
@@ -312,19 +318,63 @@ class _Generator:
         if not others:
             return []
         other = rng.choice(others)
-        scene = [
-            op.write_cr4(self.cr4[vcpu] & ~0x1030 | other.cr4 & 0x1030, vcpu=vcpu, host=True),
-            op.write_efer(self.efer[vcpu] & _EFER_NXE | other.efer & ~_EFER_NXE, vcpu=vcpu, host=True),
-        ]
-        for _ in range(rng.randint(1, 4)):
+        built, root = self._root_as_of(other, vcpu)
+        scene = [*built, *self._enter(other, root, vcpu)]
+        for _ in range(rng.randint(1, 6)):
             scene.append(self._access(self._gva(), vcpu))
-            scene += self.switch() if rng.random() < 0.3 else []
+            scene += self.switch() if rng.random() < 0.2 else []
             scene += self.invlpg() if rng.random() < 0.2 else []
-        back = [
-            op.write_cr4(self.cr4[vcpu], vcpu=vcpu, host=True),
-            op.write_efer(self.efer[vcpu], vcpu=vcpu, host=True),
+            scene += self.host() if rng.random() < 0.2 else []
+            if rng.random() < 0.2:
+                scene.append(op.write_cr0(self.cr0[vcpu] ^ _CR0_WP, vcpu=vcpu))
+            if rng.random() < 0.2:
+                toggled = rng.choice((_CR4_SMEP, _CR4_SMAP, _CR4_PGE))
+                scene.append(op.write_cr4(self._cr4_as_of(other, vcpu) ^ toggled, vcpu=vcpu))
+            if rng.random() < 0.2:
+                scene.append(op.write_cr3(root, vcpu=vcpu))
+        return [*scene, *self._enter(own, self._root(), vcpu)]
+
+    def _cr4_as_of(self, paging: Paging, vcpu: int) -> int:
+        return self.cr4[vcpu] & ~_CR4_MODE | paging.cr4 & _CR4_MODE
+
+    def _enter(self, paging: Paging, root: int, vcpu: int) -> list[Op]:
+        """Take a vCPU to a mode: as a host sets registers, or with paging off between and turned on by the guest itself."""
+        cr4 = self._cr4_as_of(paging, vcpu)
+        efer = self.efer[vcpu] & _EFER_NXE | paging.efer & ~_EFER_NXE
+        if self.rng.random() < 0.5:
+            return [
+                op.write_cr4(cr4, vcpu=vcpu, host=True),
+                op.write_efer(efer, vcpu=vcpu, host=True),
+                op.write_cr3(root, vcpu=vcpu),
+            ]
+        return [
+            # Long mode is left by a reset only.
+            op.write_cr0(self.cr0[vcpu] & ~_CR0_PG, vcpu=vcpu, host=True),
+            op.write_cr4(cr4, vcpu=vcpu),
+            op.write_efer(efer, vcpu=vcpu),
+            op.write_cr3(root, vcpu=vcpu),
+            op.write_cr0(self.cr0[vcpu], vcpu=vcpu),
         ]
-        return [*scene, *back, op.write_cr3(self._root(), vcpu=vcpu)]
+
+    def _root_as_of(self, paging: Paging, vcpu: int) -> tuple[list[Op], int]:
+        """Build a root of another mode, in frames that were data, over the level-2 tables of this world; what writes it, and its gpa.
+
+        Entries of another width make no sense of this world's tables: any root will do for them.
+        """
+        rng, tables = self.rng, self.world.tables
+        if paging.entry_bytes != self.world.paging.entry_bytes:
+            return [], self._root()
+        level, frame = 3, DATA_GFNS[1]
+        pointers = paging.has_pdptrs
+        written = [
+            (frame << 12 | 8 * index, rng.choice(tables[2]) << 12 | (P if pointers else P | W | U | A))
+            for index in (range(3) if pointers else paging.below)
+        ]
+        while level < paging.levels:
+            level, below, frame = level + 1, frame, frame + 1
+            indices = paging.top if level == paging.levels else paging.below
+            written += [(frame << 12 | 8 * index, below << 12 | P | W | U | A) for index in indices]
+        return [op.host_store(gpa, entry, vcpu=vcpu) for gpa, entry in written], frame << 12
 
     def scenes(self) -> tuple[list[Callable[[], list[Op]]], list[int]]:
         """Return the scenes and their weights."""
@@ -341,7 +391,7 @@ class _Generator:
             (self.flood, 3),
             (self.registers, 3),
             (self.refused, 4),
-            (self.upheaval, 2),
+            (self.upheaval, 4),
         )
         return [scene for scene, _ in weighted], [weight for _, weight in weighted]
 
