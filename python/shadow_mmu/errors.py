@@ -69,7 +69,7 @@ class MissingExtraError(ShadowMmuError, ImportError):
 
 
 class UnsupportedModeError(ShadowMmuError):
-    """A guest needs a paging mode that this machine does not have, or leaves the one that it is said to have; the text says which."""
+    """A paging mode that what was asked for does not have: long mode on a 32-bit host, a recording in another mode, a list of tables that are not 4- or 5-level."""
 
 
 class VcpuBusyError(ShadowMmuError, RuntimeError):

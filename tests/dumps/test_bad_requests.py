@@ -47,13 +47,28 @@ def test_pcid_cache_and_lam_bits_of_cr3_are_no_part_of_the_address(opened: Open,
     assert len(opened(image.build())) == 1
 
 
-@pytest.mark.parametrize("registers", [{"cr0": 0x50033}, {"cr4": 0x690}, {"cr0": 0, "cr4": 0}])
-def test_a_vcpu_in_another_paging_mode_is_refused(opened: Open, registers: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("registers", "text"),
+    [
+        ({"cr0": 0x50033}, "expected paging to be on"),
+        ({"cr4": 0x690}, "tables of 2 levels: expected 4- or 5-level paging"),
+        ({"cr0": 0, "cr4": 0}, "expected paging to be on"),
+    ],
+)
+def test_a_vcpu_in_another_paging_mode_is_refused(opened: Open, registers: dict[str, int], text: str) -> None:
     image = small_elf()
     image.cpus = [Cpu(**registers)]
-    with pytest.raises(UnsupportedModeError, match="expected 4- or 5-level paging"):
+    with pytest.raises(UnsupportedModeError, match=text):
         opened(image.build())
     assert len(opened(image.build(), levels=4)) == 1
+
+
+@pytest.mark.parametrize("levels", [2, 3])
+def test_tables_of_32_bit_and_pae_paging_are_not_listed(opened: Open, levels: int) -> None:
+    with pytest.raises(UnsupportedModeError, match=f"tables of {levels} levels: expected 4- or 5-level paging"):
+        opened(small_elf().build(), levels=levels)
+    with pytest.raises(ConfigError, match=r"CR3 0x100001000: expected 64 bits, none above 31"):
+        opened(small_elf().build(), levels=levels, cr3=0x1_0000_1000)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +77,7 @@ def test_a_vcpu_in_another_paging_mode_is_refused(opened: Open, registers: dict[
         ({"cpu": 1}, "no vCPU 1: expected 0 to 0"),
         ({"cpu": -1}, "no vCPU -1: expected 0 to 0"),
         ({"cpu": 0, "cr3": 0x1000}, "cr3 0x1000 and cpu 0: expected one of the two"),
-        ({"levels": 3}, "levels 3: expected 4 or 5"),
+        ({"levels": 1}, "levels 1: expected 4 or 5"),
         ({"levels": 6}, "levels 6: expected 4 or 5"),
         ({"cr3": -1}, "CR3 -0x1: expected 64 bits"),
         ({"cr3": 1 << 64}, "expected 64 bits"),

@@ -31,10 +31,14 @@ def _word(_context: click.Context, _parameter: click.Parameter, text: str | None
     return number
 
 
+def _levels(*choices: str, more: str = "") -> Callable[..., Any]:
+    text = f"Levels of the tables, instead of what CR4 says{more}."
+    return click.option("--levels", type=click.Choice(choices), help=text)
+
+
 _OPTIONS = (
     click.option("--cr3", callback=_word, metavar="X", help="The root, instead of the CR3 of a vCPU."),
     click.option("--cpu", type=click.IntRange(min=0), metavar="N", help="The vCPU whose CR3 is taken; 0 without it."),
-    click.option("--levels", type=click.Choice(["4", "5"]), help="Levels of the tables, instead of what CR4 says."),
     click.option(
         "--format",
         "dump_format",
@@ -61,6 +65,7 @@ def _format(text: str) -> "Format | None":
 @click.command()
 @click.argument("dump", type=click.Path(path_type=Path))
 @_which_tables
+@_levels("4", "5")
 @click.option("--contiguous", is_flag=True, help="Merge only what is contiguous in guest-physical memory too.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Most pages to list. [default: 4,194,304]")
 @typed_errors
@@ -111,6 +116,7 @@ def maps(
 @click.argument("dump", type=click.Path(path_type=Path))
 @click.argument("gva", callback=_word)
 @_which_tables
+@_levels("2", "3", "4", "5", more=": 2 is 32-bit paging, 3 PAE")
 @typed_errors
 def walk(
     dump: Path, gva: int, *, cr3: int | None, cpu: int | None, levels: str | None, dump_format: str, as_json: bool

@@ -37,9 +37,11 @@ class CpuState:
 
     @property
     def levels(self) -> int:
-        """Levels of the guest's tables: 5 with CR4.LA57, 4 without, 0 with paging off or without CR4.PAE."""
-        if not (self.cr0 & CR0_PG and self.cr4 & CR4_PAE):
+        """Levels of the guest's tables: 5 with CR4.LA57, 4 without, 2 (32-bit) without CR4.PAE, 0 with paging off."""
+        if not self.cr0 & CR0_PG:
             return 0
+        if not self.cr4 & CR4_PAE:
+            return 2
         return 5 if self.cr4 & CR4_LA57 else 4
 
     def as_dict(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, Self
 
 from shadow_mmu.errors import ConfigError, UnsupportedModeError
+from shadow_mmu.model.constants import CR4_PSE
 
 from .cpu import CpuState
 from .elf import ELF_MAGIC, read_elf
@@ -111,8 +112,9 @@ class MemoryDump:
             Which root; without it, that of the vCPU.
         cpu : int, optional
             Whose CR3; without it and without ``cr3``, that of vCPU 0.
-        levels : {4, 5}, optional
-            Without it, as CR4 of the vCPU says; 4 where there is none, and ``levels_from`` tells that.
+        levels : {2, 3, 4, 5}, optional
+            Without it, as CR4 of the vCPU says; 4 where there is none, and ``levels_from`` tells that. 2 is 32-bit paging, 3 PAE:
+            such tables are walked, not listed.
         maxphyaddr : int, optional
             32 to 52: an entry with an address bit at or above it has a reserved bit set.
 
@@ -121,7 +123,7 @@ class MemoryDump:
         ConfigError
             An argument is out of its range, or the dump has no such vCPU, or no vCPU at all and ``cr3`` is missing.
         UnsupportedModeError
-            The vCPU had paging off or another mode than 4- or 5-level.
+            The vCPU had paging off.
         DumpError
             The root is not in the dump, or the vCPU's CR3 there has a reserved bit set.
 
@@ -140,10 +142,10 @@ class MemoryDump:
             return open_tables(self.memory, cr3, 4, "assumed", maxphyaddr)
         if state.levels == 0:
             raise UnsupportedModeError(
-                f"{self.path}: vCPU {state.cpu} has CR0 {state.cr0:#x} and CR4 {state.cr4:#x}: expected 4- or 5-level paging; "
+                f"{self.path}: vCPU {state.cpu} has CR0 {state.cr0:#x} and CR4 {state.cr4:#x}: expected paging to be on; "
                 "give levels to walk its tables nevertheless"
             )
-        return open_tables(self.memory, cr3, state.levels, "CR4", maxphyaddr)
+        return open_tables(self.memory, cr3, state.levels, "CR4", maxphyaddr, pse=bool(state.cr4 & CR4_PSE))
 
     def _cpu(self, cpu: int | None, *, needed: bool) -> CpuState | None:
         if not self.cpus:

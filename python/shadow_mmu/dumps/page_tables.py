@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from shadow_mmu.cpu import CpuModel
-from shadow_mmu.errors import ConfigError
+from shadow_mmu.errors import ConfigError, UnsupportedModeError
 from shadow_mmu.model.constants import (
     CR4_LA57,
     CR4_PAE,
+    CR4_PSE,
     EFER_LMA,
     EFER_LME,
     EFER_NXE,
@@ -28,6 +29,10 @@ __all__ = ["PageTables", "cr3_fault", "open_tables"]
 
 _CR3_LAM: Final = 3 << 61
 """CR3.LAM_U48 and LAM_U57: they change which data addresses are canonical, not the walk."""
+_LONG: Final = EFER_LMA | EFER_LME | EFER_NXE
+_MODES: Final = {2: (CR4_PSE, EFER_NXE), 3: (CR4_PAE, EFER_NXE), 4: (CR4_PAE, _LONG), 5: (CR4_PAE | CR4_LA57, _LONG)}
+"""By number of levels the CR4 and EFER of the mode."""
+_PDPT_BYTES: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,8 @@ class PageTables:
     memory : PhysicalMemory
     cr3 : int
         As given, PCID and cache bits included.
-    levels : {4, 5}
+    levels : {2, 3, 4, 5}
+        2 is 32-bit paging, 3 PAE.
     levels_from : {"argument", "CR4", "assumed"}
         Where the number of levels comes from; ``assumed`` means that nothing told and 4 was taken.
     context : shadow_mmu.model.permissions.Context
@@ -55,8 +61,8 @@ class PageTables:
 
     @property
     def root(self) -> int:
-        """Physical address of the top table."""
-        return self.cr3 & PFN_MASK
+        """Physical address of the top table; of PAE's four entries, which need no page of their own."""
+        return _root(self.cr3, self.levels)
 
     def leaves(self, *, limit: int = DEFAULT_LIMIT) -> Leaves:
         """Find every page that the tables map.
@@ -65,8 +71,14 @@ class PageTables:
         ------
         DumpError
             There are more than ``limit``, or the file cannot be read.
+        UnsupportedModeError
+            The tables are those of 32-bit or PAE paging: they are walked, but not listed.
 
         """
+        if not self.context.long:
+            raise UnsupportedModeError(
+                f"tables of {self.levels} levels: expected 4- or 5-level paging to list what they map"
+            )
         return find_leaves(self.memory, self.context, self.root, limit=limit)
 
     def maps(self, *, contiguous: bool = False, limit: int = DEFAULT_LIMIT) -> Maps:
@@ -81,7 +93,7 @@ class PageTables:
 
         Raises
         ------
-        DumpError
+        DumpError, UnsupportedModeError
             As for :meth:`leaves`.
 
         """
@@ -114,32 +126,40 @@ def cr3_fault(cr3: int, maxphyaddr: int) -> str | None:
     return f"64 bits, none above {maxphyaddr - 1} but 61 and 62 (LAM)"
 
 
+def _root(cr3: int, levels: int) -> int:
+    return cr3 & (0xFFFFFFE0 if levels == 3 else PFN_MASK)
+
+
 def open_tables(
     memory: PhysicalMemory,
     cr3: int,
     levels: int,
     levels_from: Literal["argument", "CR4", "assumed"],
     maxphyaddr: int = PHYSICAL_BITS,
+    *,
+    pse: bool = True,
 ) -> PageTables:
     """Return the tables of a CR3.
 
-    NX is taken for on: no dump format has EFER.
+    NX is taken for on, for no dump format has EFER; and so is CR4.PSE under 32-bit paging, where nothing says that it is off. The
+    PDPTRs of PAE, which are loaded from the table and in no dump, are taken from it.
 
     Raises
     ------
     ConfigError
-        ``levels`` is neither 4 nor 5, ``maxphyaddr`` not 36 to 52, or ``cr3`` has a reserved bit.
+        ``levels`` is not 2 to 5, ``maxphyaddr`` not 36 to 52, or ``cr3`` has a reserved bit.
     DumpError
         The top table is not in the dump.
 
     """
-    if levels not in (4, 5):
-        raise ConfigError(f"levels {levels!r}: expected 4 or 5")
+    if levels not in _MODES:
+        raise ConfigError(f"levels {levels!r}: expected 4 or 5, or to walk 2 (32-bit) or 3 (PAE)")
     cpu = CpuModel(maxphyaddr=maxphyaddr)
-    if reason := cr3_fault(cr3, maxphyaddr):
+    if reason := cr3_fault(cr3, maxphyaddr if levels > 3 else 32):
         raise ConfigError(f"CR3 {cr3:#x}: expected {reason}")
-    cr4 = CR4_PAE | (CR4_LA57 if levels == 5 else 0)
-    context = make_context(Registers(cr3=cr3, cr4=cr4, efer=EFER_LMA | EFER_LME | EFER_NXE), cpu)
-    if not memory.holds(cr3 & PFN_MASK, PAGE_SIZE):
-        raise memory.absent(f"CR3 {cr3:#x}: its table at gpa {cr3 & PFN_MASK:#x}")
+    cr4, efer = _MODES[levels]
+    context = make_context(Registers(cr3=cr3, cr4=cr4 if pse else cr4 & ~CR4_PSE, efer=efer), cpu)
+    root = _root(cr3, levels)
+    if not memory.holds(root, _PDPT_BYTES if levels == 3 else PAGE_SIZE):
+        raise memory.absent(f"CR3 {cr3:#x}: its table at gpa {root:#x}")
     return PageTables(memory, cr3, levels, levels_from, context)
