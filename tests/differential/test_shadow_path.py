@@ -12,9 +12,9 @@ from shadow_mmu.model.constants import DUMMY_ROOT, INVALID_ROOT
 from shadow_mmu.model.registers import PagingMode, Registers
 from shadow_mmu.types import OpKind
 from shadow_mmu.workloads.random import Stream, random_stream
-from shadow_mmu.workloads.world import SLOTS, MachineConfig
+from shadow_mmu.workloads.world import PAGINGS, SLOTS, MachineConfig
 
-STREAMS, LENGTH, EVERY = 12, 800, 19
+STREAMS, LENGTH, EVERY = 4, 800, 19
 ADDRESSED = {OpKind.READ, OpKind.WRITE, OpKind.FETCH, OpKind.LOAD, OpKind.STORE, OpKind.INVLPG}
 SPECIAL = {INVALID_ROOT: "no root", DUMMY_ROOT: "dummy root"}
 
@@ -35,7 +35,9 @@ def met(path: dict[str, Any]) -> list[str]:
 
 
 def test_core_and_model_tell_the_same_way() -> None:
-    seen, modes = look([random_stream(4100 + seed, LENGTH) for seed in range(STREAMS)])
+    seen, modes = look(
+        [random_stream(4100 + seed, LENGTH, paging=paging) for seed in range(STREAMS) for paging in sorted(PAGINGS)]
+    )
     assert modes == set(PagingMode)
     wanted = {
         "no root",

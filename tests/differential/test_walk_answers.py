@@ -20,9 +20,9 @@ from shadow_mmu.pagewalk.guest import MODE_NAMES
 from shadow_mmu.pagewalk.live import explain
 from shadow_mmu.types import Memslot, OpFlag, OutcomeCode
 from shadow_mmu.workloads.random import Stream, random_stream
-from shadow_mmu.workloads.world import MachineConfig
+from shadow_mmu.workloads.world import PAGINGS, MachineConfig
 
-STREAMS, LENGTH = 12, 1200
+STREAMS, LENGTH = 3, 1200
 NX = 1 << 63
 NAMES = {kind: name for name, kind in KINDS.items()}
 OUTCOMES = {
@@ -35,12 +35,12 @@ OUTCOMES = {
 
 
 def streams(seed: int, length: int) -> list[Stream]:
-    """Return streams over all modes, the last few for a machine that pages in two dimensions."""
-    direct = [
-        random_stream(seed + number, length, policy=f"{policy},mmu=tdp")
-        for number, policy in enumerate(("seed", "lru:3"))
+    """Return streams that begin in each mode, some of them of a machine that pages in two dimensions or has a 32-bit host."""
+    drawn = [
+        random_stream(seed + number, length, paging=paging) for number in range(STREAMS) for paging in sorted(PAGINGS)
     ]
-    return [random_stream(seed + number, length) for number in range(STREAMS)] + direct
+    policies = ("seed,mmu=tdp", "lru:3,mmu=tdp", "lru:3,host=pae", "lru:3,pae_roots=cached,host=pae")
+    return drawn + [random_stream(seed + number, length, policy=policy) for number, policy in enumerate(policies)]
 
 
 def asked_by(op: Op) -> Asked:
