@@ -263,7 +263,7 @@ def test_a_stale_translation_is_said_to_be_stale_and_why_it_may_be(guest: Guest)
     assert f"level 1, gfn {table >> 12:#x}) is unsync, until an INVLPG" in text
     assert walk.access is not None
     assert walk.access.error_code == P | W | U
-    assert walk.access.reason == "level 1 (PT): W is clear (the stale entry may still decide otherwise)"
+    assert walk.access.reason == "level 1 (PT): W is clear (the shadow's entry may still decide otherwise)"
     steps = walk.shadow.steps if walk.shadow else ()
     assert [one.unsync for one in steps if isinstance(one, ShadowStep)][-1]
     assert [one.marked for one in steps if isinstance(one, ShadowStep)][-2]
@@ -353,7 +353,15 @@ def test_a_supervisor_write_under_cr0_wp_0_is_no_disagreement(guest: Guest) -> N
     walk = guest.walk()
     assert (str(walk.guest.rights), walk.shadow and str(walk.shadow.rights)) == ("r-x u", "rwx s")
     assert walk.verdict is Verdict.AGREE
-    assert "CR0.WP is clear, so a supervisor's write was given W" in noted(walk)
+    assert "CR0.WP is clear, so a supervisor's write was given W and took U" in noted(walk)
+    guest.host(ops.write_cr4({"32-bit": PSE, "PAE": PAE, "4-level": PAE, "5-level": PAE | LA57}[guest.mode] | SMAP))
+    guest.cpu.access(GVA, "write", ac=True)
+    told = guest.walk(kind="read").access
+    assert told is not None
+    assert told.reason == (
+        "U is set at every level: CR4.SMAP keeps a supervisor out (the shadow's entry may still decide otherwise)"
+    )
+    guest.cpu.access(GVA)  # it does: the leaf has no U
 
 
 def test_looking_changes_nothing(guest: Guest) -> None:
@@ -398,3 +406,19 @@ def test_html_escapes_and_has_every_row(guest: Guest) -> None:
     assert html.count("<tr>") == len(walk.guest.steps) + len(walk.shadow.steps) + 2
     assert "guest&#x27;s" in html
     assert "<td>P W U A D host-writable mmu-writable</td>" in html
+
+
+@pytest.mark.parametrize(("cr4", "verdict"), [(0, Verdict.NARROWER), (SMEP, Verdict.STALE), (SMAP, Verdict.STALE)])
+def test_a_leaf_without_u_is_narrower_unless_smep_or_smap_is_on(vm: Vm, cr4: int, verdict: Verdict) -> None:
+    """To a supervisor a page without U is open that is closed with it."""
+    guest = Guest(vm, "4-level")
+    guest.host(ops.write_cr4(PAE | cr4))
+    table = guest.entries[1] & ~0xFFF
+    guest.vm.memory.write(guest.entries[1] + 8, (table | USED & ~U).to_bytes(8, "little"))
+    guest.set(1, DATA | USED & ~U)
+    guest.cpu.access(GVA, "write")
+    guest.cpu.store(GVA + 0x1000 | guest.entries[1] & 0xFFF, DATA | USED)
+    walk = guest.walk()
+    assert (str(walk.guest.rights), walk.shadow and str(walk.shadow.rights)) == ("rwx u", "rwx s")
+    assert walk.verdict is verdict
+    assert noted(walk).splitlines()[1].startswith("stale: " if cr4 else "same page, but the shadow gives rwx s")

@@ -13,8 +13,16 @@ from shadow_mmu.model.permissions import Context
 from .access import Asked, answer, rights_in_words
 from .guest import PDPTR, TableMemory, guest_dimension
 from .shadow import ShadowPath, shadow_dimension, tlb_entry
-from .types import AccessAnswer, EntryKind, PageWalk, Verdict, WalkDimension, WalkStep
-from .verdict import compare, compare_direct, direct_words, pending_words, tlb_words, verdict_words
+from .types import AccessAnswer, EntryKind, PageWalk, WalkDimension, WalkStep
+from .verdict import (
+    compare,
+    compare_direct,
+    direct_words,
+    may_decide_otherwise,
+    pending_words,
+    tlb_words,
+    verdict_words,
+)
 
 __all__ = ["explain"]
 
@@ -53,14 +61,20 @@ def explain(
     if path.two_dimensions:
         direct, missing = _direct(shadow_path, vcpu, guest)
         verdict = compare_direct(guest, direct, in_memory=in_memory)
+        loose = False
         second, found = direct, [*direct_words(verdict, missing), tlb_words(tlb, guest, path.requests)]
     else:
         shadow = shadow_dimension(path, guest.start, canonical=guest.end is not EntryKind.NON_CANONICAL)
         verdict = compare(context, guest, shadow, in_memory=in_memory)
+        loose = may_decide_otherwise(verdict, guest, shadow)
         second, found = shadow, [verdict_words(verdict, guest, shadow), tlb_words(tlb, shadow, path.requests)]
     rights = [] if guest.rights is None else [f"by the guest's tables {rights_in_words(context, guest.rights)}"]
     notes = (*rights, *found, *pending_words(path))
-    reply = None if asked is None else _reply(path, verdict, answer(context, guest, asked, in_memory=in_memory))
+    reply = None if asked is None else answer(context, guest, asked, in_memory=in_memory)
+    if reply is not None and path.shut_down:
+        reply = AccessAnswer(reply.access, "triple fault", None, "the vCPU is shut down")
+    elif reply is not None and loose:
+        reply = replace(reply, reason=f"{reply.reason} (the shadow's entry may still decide otherwise)")
     return PageWalk(gva, guest, second, vcpu, verdict, tlb, reply, notes)
 
 
@@ -73,12 +87,3 @@ def _direct(shadow_path: Way, vcpu: int, guest: WalkDimension) -> tuple[WalkDime
     read = [step for step in guest.steps if step.name != PDPTR]
     missing = [step for step in read if step.kind is not EntryKind.ABSENT and way(step.entry_address).address is None]
     return None if guest.address is None else way(guest.address), missing
-
-
-def _reply(path: ShadowPath, verdict: Verdict, reply: AccessAnswer) -> AccessAnswer:
-    """Return an answer with what the state of the vCPU makes of it."""
-    if path.shut_down:
-        return AccessAnswer(reply.access, "triple fault", None, "the vCPU is shut down")
-    if verdict is Verdict.STALE:
-        return replace(reply, reason=f"{reply.reason} (the stale entry may still decide otherwise)")
-    return reply

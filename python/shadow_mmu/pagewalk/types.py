@@ -48,7 +48,7 @@ class Verdict(StrEnum):
     MMIO = "mmio"
     """The guest's tables lead to a gpa in no memslot, which is never shadowed."""
     NARROWER = "narrower"
-    """The same page, but the shadow gives fewer rights: an access that needs the others exits, and gets them."""
+    """The same page, but the shadow gives fewer rights and lets nobody do more: an access that needs the others exits, and gets them."""
     STALE = "stale"
     """The shadow leads elsewhere, or allows more: what the guest's tables said before, until it invalidates."""
 

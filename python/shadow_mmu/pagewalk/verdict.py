@@ -8,7 +8,15 @@ from shadow_mmu.model.permissions import Context
 from .shadow import ShadowPath
 from .types import EntryKind, Rights, ShadowStep, TlbEntry, Verdict, WalkDimension, WalkStep
 
-__all__ = ["compare", "compare_direct", "direct_words", "pending_words", "tlb_words", "verdict_words"]
+__all__ = [
+    "compare",
+    "compare_direct",
+    "direct_words",
+    "may_decide_otherwise",
+    "pending_words",
+    "tlb_words",
+    "verdict_words",
+]
 
 _REQUESTS: Final = tuple(
     (getattr(c, f"REQ_{name}"), name)
@@ -22,6 +30,7 @@ _REQUESTS: Final = tuple(
         "TRIPLE_FAULT",
     )
 )
+_CONVERTED: Final = "CR0.WP is clear, so a supervisor's write was given W and took U: a user exits, and CR4.SMAP, if set, finds no U to refuse"
 _FLUSHES: Final = c.REQ_TLB_FLUSH | c.REQ_TLB_FLUSH_CURRENT | c.REQ_TLB_FLUSH_GUEST
 
 
@@ -46,7 +55,10 @@ def compare(context: Context, guest: WalkDimension, shadow: WalkDimension, *, in
     legal = _rights_of_a_leaf(context, guest.rights)
     if shadow.rights in legal:
         return Verdict.AGREE
-    return Verdict.NARROWER if any(not shadow.rights.access & ~one.access for one in legal) else Verdict.STALE
+    # To a supervisor under SMEP or SMAP a page without U is open that is closed with it.
+    opened = (context.smep or context.smap) and guest.rights.user and not shadow.rights.user
+    narrower = any(not shadow.rights.access & ~one.access for one in legal)
+    return Verdict.NARROWER if narrower and not opened else Verdict.STALE
 
 
 def compare_direct(guest: WalkDimension, direct: WalkDimension | None, *, in_memory: bool) -> Verdict:
@@ -83,6 +95,13 @@ def _rights_of_a_leaf(context: Context, rights: Rights) -> set[Rights]:
     return found
 
 
+def may_decide_otherwise(verdict: Verdict, guest: WalkDimension, shadow: WalkDimension) -> bool:
+    """Whether the hardware may let through what the guest's tables refuse: by a stale entry, or by one without U under CR0.WP=0."""
+    if guest.rights is None or shadow.rights is None:
+        return verdict is Verdict.STALE
+    return verdict is Verdict.STALE or (shadow.rights.writable and not guest.rights.writable)
+
+
 def verdict_words(verdict: Verdict, guest: WalkDimension, shadow: WalkDimension) -> str:
     """Return a verdict for people."""
     if verdict is Verdict.STALE:
@@ -94,7 +113,7 @@ def verdict_words(verdict: Verdict, guest: WalkDimension, shadow: WalkDimension)
         if guest.rights == shadow.rights or guest.rights is None or shadow.rights is None:
             return text
         if shadow.rights.writable:
-            return f"{text}: CR0.WP is clear, so a supervisor's write was given W, and a user exits"
+            return f"{text}: {_CONVERTED}"
         return f"{text}, but for W: a write exits, to set D and be given W, or to be emulated if the frame holds a guest table"
     return {
         Verdict.UNMAPPED: "neither guest nor shadow maps the address",
