@@ -150,7 +150,7 @@ bench: $(VENV)/.dev ## Run the benchmarks and print one table of them all; metho
 	$(PIP) install unicorn || echo 'unicorn cannot be had: its columns say skip'
 	status=0; \
 	BENCH_OUT=$(abspath $(BENCH)) CRITERION_HOME=$(abspath $(BENCH))/criterion \
-		cargo bench --quiet --no-fail-fast --package shadow-mmu --bench contention --bench switch --bench fault || status=1; \
+		cargo bench --quiet --no-fail-fast --package shadow-mmu --bench contention --bench switch --bench walk --bench fault || status=1; \
 	BENCH_WHEELS=$(abspath $(WHEELS)) $(BIN)/pytest benches --quiet --benchmark-enable --benchmark-only --benchmark-json $(BENCH)/python.json || status=1; \
 	$(BIN)/python benches/table.py $(BENCH) || status=1; \
 	exit $$status

@@ -237,6 +237,83 @@ def root_rows(results: Results) -> list[Row]:
     return rows
 
 
+NUMPY_CHUNKS = (1 << 18, 1 << 15, 1 << 13)
+
+
+def quickest(results: Results, peer: str) -> Figure | None:
+    """Return the best way to do it: in one piece, or in one of several sizes of chunks."""
+    found = [figure for chunk in NUMPY_CHUNKS if (figure := results.pytest(f"{peer} {chunk}")) is not None]
+    return min(found, key=lambda figure: figure.median, default=None)
+
+
+def times_faster(name: str, ours: Figure | None, other: tuple[str, Figure | None], goal: float, limit: str = "") -> Row:
+    """Return a row whose ratio is the peer's time over ours."""
+    peer_name, figure = other
+    ratio = over(figure, ours)
+    met = None if ratio is None else ratio >= goal
+    return Row(name, "ns", shown(ours), f"{peer_name} {shown(figure)}", limit, f">= {goal:g}x", times(ratio), met)
+
+
+def walk_rows(results: Results) -> list[Row]:
+    """Rows 7 to 10: looks at translations."""
+    rows = []
+    walks = 1 << 18
+    modes = [(mode, "148 KiB") for mode in ("32-bit", "PAE", "4-level", "5-level")]
+    for mode, size in [*modes, ("4-level-8MiB", "8 MiB"), ("4-level-64MiB", "64 MiB")]:
+        naive, scalar, batch = (results.criterion(f"walk_{mode}/{way}", walks) for way in ("naive", "scalar", "batch"))
+        ratio = over(scalar, naive)
+        name = f"{mode.partition('-8')[0].partition('-64')[0]}, tables of about {size}"
+        met = None if ratio is None else ratio <= 2
+        rows.append(
+            Row(
+                f"7 {name}, one at a time",
+                "ns",
+                shown(scalar),
+                f"naive loop {shown(naive)}",
+                "",
+                "<= 2x",
+                times(ratio),
+                met,
+            )
+        )
+        out_of_cache = mode.endswith("MiB")
+        ratio = over(batch, naive)
+        met = None if ratio is None or not out_of_cache else ratio <= 0.6
+        wanted = "<= 0.6x" if out_of_cache else ""
+        rows.append(
+            Row(f"7 {name}, batch", "ns", shown(batch), f"naive loop {shown(naive)}", "", wanted, times(ratio), met)
+        )
+    scalar, empty, plain = (results.pytest(row) for row in ("translate", "empty call", "plain Python walk"))
+    rows.append(times_faster("8 translate, Python", scalar, ("plain Python", plain), 8, "bochscpu 145-220 (quoted)"))
+    ratio = over(scalar, empty)
+    met = None if ratio is None else ratio <= 1.2
+    rows.append(
+        Row("8 translate, Python", "ns", shown(scalar), f"empty call {shown(empty)}", "", "<= 1.2x", times(ratio), met)
+    )
+    for size, goal in (("148 KiB", 5), ("8 MiB", 1.5), ("64 MiB", 1.5)):
+        batch = results.pytest(f"translate_many {size}")
+        for peer_name, row in (("numpy without checks", "numpy"), ("numpy with checks", "numpy checked")):
+            other = quickest(results, f"{row} {size}")
+            rows.append(times_faster(f"9 translate_many of 2^18, tables of {size}", batch, (peer_name, other), goal))
+    for count, goal in ((8, 20), (64, 20)):
+        batch, other = results.pytest(f"translate_many of {count}"), results.pytest(f"numpy of {count}")
+        rows.append(times_faster(f"10 translate_many of {count}, a call", batch, ("numpy without checks", other), goal))
+    return rows
+
+
+def access_rows(results: Results) -> list[Row]:
+    """Row 11."""
+    rows = []
+    for name, bench, other, goal in (("off", "tlb off", "miss", 1), ("on", "tlb on", "hit", 0)):
+        ours, unicorn = results.criterion(f"access/{bench}", 1 << 18), results.pytest(f"unicorn {other}")
+        ratio = over(ours, unicorn)
+        met = None if ours is None or not goal else ours.median <= 20 and (ratio is None or ratio <= goal)
+        text = "<= 20, <= 1x" if goal else ""
+        row = f"11 access, TLB model {name}"
+        rows.append(Row(row, "ns", shown(ours), f"unicorn TLB {other} {peer(unicorn)}", "", text, times(ratio), met))
+    return rows
+
+
 def fault_rows(results: Results) -> list[Row]:
     """Row 12."""
     rows = []
@@ -280,7 +357,16 @@ HEAD = ("row", "unit", "ours", "peer", "limit", "goal", "ratio", "met")
 
 def all_rows(results: Results) -> list[Row]:
     """Every row, in the order of the table."""
-    parts = (switch_rows, contention_rows, root_rows, round_robin_rows, fault_rows, package_rows)
+    parts = (
+        switch_rows,
+        contention_rows,
+        root_rows,
+        round_robin_rows,
+        walk_rows,
+        access_rows,
+        fault_rows,
+        package_rows,
+    )
     return [row for part in parts for row in part(results)]
 
 

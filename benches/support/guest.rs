@@ -203,11 +203,17 @@ pub struct Flat {
 impl Flat {
     /// Builds it; nothing is shadowed yet.
     pub fn new(pages: u64) -> Self {
+        Self::with_tlb(pages, VmConfig::default().tlb_entries)
+    }
+
+    /// The same with a TLB of this size.
+    pub fn with_tlb(pages: u64, tlb_entries: usize) -> Self {
         let leaf_tables = pages.div_ceil(512);
         // Roots and inner tables below 1 MiB of them would do for any size here; then the leaf tables, then the data.
         let first_leaf_table = 0x10_0000;
         let data = first_leaf_table + leaf_tables * PAGE;
-        let config = VmConfig { slots: vec![(Gpa::new(0), data + pages * PAGE)], ..VmConfig::default() };
+        let slots = vec![(Gpa::new(0), data + pages * PAGE)];
+        let config = VmConfig { slots, tlb_entries, ..VmConfig::default() };
         let vm = Vm::new(config).expect("the configuration is valid");
         let mut tables = Tables::new(&vm, PAGE);
         let cr3 = tables.page();

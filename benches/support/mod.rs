@@ -5,3 +5,4 @@
 pub mod floor;
 pub mod guest;
 pub mod measure;
+pub mod paged;

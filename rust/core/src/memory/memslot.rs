@@ -4,13 +4,17 @@
 
 use core::fmt;
 
-use shadow_mmu_sys::mem;
+use shadow_mmu_sys::{hint, mem};
 
 use crate::{
     addr::{Gfn, Gpa, PAGE_SIZE},
     error::{Error, Result},
     sync::{AtomicU32, AtomicU64, Ordering},
 };
+
+/// Words from which on a slot is on huge pages where the host has them: less fits the processor's TLB, and a guest that touches
+/// little of it should not pay for all.
+const LARGE: usize = (16 << 20) / 8;
 
 /// A contiguous piece of guest memory.
 pub struct Memslot {
@@ -34,6 +38,9 @@ impl Memslot {
         let oom = || Error::OutOfMemory { what: "guest memory", bytes: pages.saturating_mul(PAGE_SIZE) };
         let count = usize::try_from(pages).map_err(|_| oom())?;
         let words = mem::zeroed_words(count.checked_mul(512).ok_or_else(oom)?).map_err(|_| oom())?;
+        if words.len() >= LARGE {
+            hint::huge_pages(&words);
+        }
         let write_track = mem::zeroed_u32(count).map_err(|_| oom())?;
         Ok(Self { index, base, pages, words, write_track })
     }

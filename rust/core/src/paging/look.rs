@@ -1,7 +1,8 @@
 //! Looks at translations: walks that change nothing, one address at a time or many in lock-step.
 //!
-//! A walk waits for four or five loads, each of which needs the one before. Many walks have nothing to wait for in each other: in
-//! lock-step all take a step, then the next, and what each will read is asked for a whole round before it is read.
+//! A walk waits for four or five loads, each of which needs the one before. Many walks have nothing to wait for in each other: those of
+//! a group all take a step, then the next, and what each will read is asked for a whole round before it is read. The groups are at
+//! different levels, so that the leaves of one, which are seldom in cache, arrive while others walk the tables above theirs, which are.
 
 use super::{
     format::{EntryFormat, Pte32, Pte64, TableMemory},
@@ -14,8 +15,9 @@ use crate::{
     regs::PagingMode,
 };
 
-/// Walks that go in lock-step. Fewer leave the memory idle, more fall out of the first-level cache (docs/performance.md).
-const LANES: usize = 32;
+/// Walks of a group, and groups (docs/performance.md). Fewer leave the memory idle, more than the processor can wait for at once.
+const LANES: usize = 16;
+const GROUPS: usize = 4;
 
 /// What decides a look beside the tables and the addresses.
 #[derive(Clone, Copy, Debug)]
@@ -32,8 +34,11 @@ pub(crate) struct Look<'a> {
     pub pdptrs: &'a [u64; 4],
 }
 
-/// Walks on their way: each one's address, the entry that it reads next (`None`: in no memslot), the rights so far.
-struct Lanes<P> {
+/// A group of walks, all at one level: each one's address, the entry that it reads next (`None`: in no memslot), the rights so far.
+struct Group<P> {
+    /// Number of the first one's address.
+    first: usize,
+    level: Level,
     gva: [Gva; LANES],
     place: [Option<P>; LANES],
     rights: [Rights; LANES],
@@ -114,52 +119,97 @@ impl Look<'_> {
         gvas: &[Gva],
         mut each: impl FnMut(usize, Translation),
     ) {
-        let mut lanes =
-            Lanes { gva: [Gva::new(0); LANES], place: [const { None }; LANES], rights: [Rights::ALL; LANES], live: 0 };
-        for (group, some) in gvas.chunks(LANES).enumerate() {
-            let mut level = self.context.top();
-            for (lane, &gva) in some.iter().enumerate() {
-                match self.formed(gva) {
-                    Ok(gva) => {
-                        let table = self.context.first_table(self.root(gva));
-                        lanes.send::<F, M>(memory, lane, gva, level, table, Rights::ALL);
-                        lanes.live |= 1 << lane;
-                    }
-                    Err(error) => each(group * LANES + lane, Err(error)),
+        let mut groups: [Group<M::Place<'_>>; GROUPS] = core::array::from_fn(|_| Group::new());
+        let mut rest = gvas.chunks(LANES).enumerate();
+        // The first ones begin one after the other, and so stay apart.
+        let mut begun = 0;
+        loop {
+            begun = GROUPS.min(begun + 1);
+            for group in &mut groups[..begun] {
+                if group.live != 0 {
+                    self.advance::<F, M>(memory, group, &mut each);
+                } else if let Some((number, some)) = rest.next() {
+                    self.begin::<F, M>(memory, group, number * LANES, some, &mut each);
                 }
             }
-            while lanes.live != 0 {
-                let mut left = lanes.live;
-                while left != 0 {
-                    let lane = left.trailing_zeros() as usize % LANES;
-                    left &= left - 1;
-                    let gva = lanes.gva[lane];
-                    let pte = lanes.place[lane]
-                        .map(|place| F::of_word(M::load(place), F::entry_gpa(Gfn::new(0), level, gva)))
-                        .ok_or(self.asked.not_present);
-                    let found =
-                        pte.and_then(|pte| step::<F>(&self.context, self.asked, gva, level, lanes.rights[lane], pte));
-                    if let Ok(Step::Table(table, rights)) = found {
-                        lanes.send::<F, M>(memory, lane, gva, level.down(), Some(table), rights);
-                        continue;
-                    }
-                    lanes.live &= !(1 << lane);
-                    let number = group * LANES + lane;
-                    match found {
-                        Ok(Step::Leaf(gfn, _)) => each(number, Ok(reached(gfn, gva))),
-                        Err(code) => each(number, Err(TranslateError::PageFault(code))),
-                        Ok(Step::Table(..)) => {}
-                    }
+            if rest.len() == 0 && groups.iter().all(|group| group.live == 0) {
+                return;
+            }
+        }
+    }
+
+    /// Begins the walks of some addresses.
+    #[inline]
+    fn begin<'m, F: EntryFormat, M: TableMemory>(
+        &self,
+        memory: &'m M,
+        group: &mut Group<M::Place<'m>>,
+        first: usize,
+        gvas: &[Gva],
+        each: &mut impl FnMut(usize, Translation),
+    ) {
+        (group.first, group.level) = (first, self.context.top());
+        for (lane, &gva) in gvas.iter().enumerate() {
+            match self.formed(gva) {
+                Ok(gva) => {
+                    let table = self.context.first_table(self.root(gva));
+                    group.send::<F, M>(memory, lane, gva, self.context.top(), table, Rights::ALL);
+                    group.live |= 1 << lane;
                 }
-                if lanes.live != 0 {
-                    level = level.down();
+                Err(error) => each(first + lane, Err(error)),
+            }
+        }
+    }
+
+    /// Takes a step of each walk of a group.
+    #[inline]
+    fn advance<'m, F: EntryFormat, M: TableMemory>(
+        &self,
+        memory: &'m M,
+        group: &mut Group<M::Place<'m>>,
+        each: &mut impl FnMut(usize, Translation),
+    ) {
+        let level = group.level;
+        let mut left = group.live;
+        while left != 0 {
+            let lane = left.trailing_zeros() as usize % LANES;
+            left &= left - 1;
+            let gva = group.gva[lane];
+            let pte = group.place[lane]
+                .map(|place| F::of_word(M::load(place), F::entry_gpa(Gfn::new(0), level, gva)))
+                .ok_or(self.asked.not_present);
+            match pte.and_then(|pte| step::<F>(&self.context, self.asked, gva, level, group.rights[lane], pte)) {
+                Ok(Step::Table(table, rights)) => {
+                    group.send::<F, M>(memory, lane, gva, level.down(), Some(table), rights);
+                }
+                Ok(Step::Leaf(gfn, _)) => {
+                    group.live &= !(1 << lane);
+                    each(group.first + lane, Ok(reached(gfn, gva)));
+                }
+                Err(code) => {
+                    group.live &= !(1 << lane);
+                    each(group.first + lane, Err(TranslateError::PageFault(code)));
                 }
             }
+        }
+        if group.live != 0 {
+            group.level = level.down();
         }
     }
 }
 
-impl<P: Copy> Lanes<P> {
+impl<P: Copy> Group<P> {
+    const fn new() -> Self {
+        Self {
+            first: 0,
+            level: Level::PT,
+            gva: [Gva::new(0); LANES],
+            place: [None; LANES],
+            rights: [Rights::ALL; LANES],
+            live: 0,
+        }
+    }
+
     /// Sends a walk to a table: asks for its entry there.
     #[inline]
     fn send<'m, F: EntryFormat, M: TableMemory<Place<'m> = P> + 'm>(
