@@ -16,7 +16,15 @@ from tests.behaviour.narrow import (
     set32,
 )
 
-from shadow_mmu.model.constants import CR4_PSE, DUMMY_ROOT, INVALID_ROOT, PAE_ROOT, REQ_MMU_SYNC, REQ_TLB_FLUSH_CURRENT
+from shadow_mmu.model.constants import (
+    CR4_PSE,
+    DUMMY_ROOT,
+    INVALID_ROOT,
+    PAE_ROOT,
+    REQ_MMU_SYNC,
+    REQ_TLB_FLUSH_CURRENT,
+    REQ_TRIPLE_FAULT,
+)
 from shadow_mmu.types import OpKind, OutcomeCode
 
 CACHED = ["seed,pae_roots=cached", "lru:1,pae_roots=cached", "lru:3,pae_roots=cached"]
@@ -28,9 +36,9 @@ PAGE = 0x1000
 class Narrow:
     """A PAE or 32-bit guest whose roots map ``GVA`` to a frame of their own and ``WINDOW`` to the table behind it."""
 
-    def __init__(self, guest: GuestMaker, policy: str, width: str, roots: int = 2) -> None:
+    def __init__(self, guest: GuestMaker, policy: str, width: str, roots: int = 2, *, vcpus: int = 1) -> None:
         self.pae = width == "PAE"
-        self.one = narrow(guest, policy, PAE if self.pae else CR4_PSE)
+        self.one = narrow(guest, policy, PAE if self.pae else CR4_PSE, vcpus=vcpus)
         self.size = 8 if self.pae else 4
         self.entries: list[int] = []
         self.roots = [self._root(number) for number in range(roots)]
@@ -85,8 +93,15 @@ def test_e017_e001_a_clean_switch_back_takes_no_lock_and_each_is_counted(
 def test_e017_locked_has_no_cache_to_put_them_into(guest: GuestMaker, width: str) -> None:
     states = []
     for policy in ("locked", "locked,pae_roots=cached"):
-        it = Narrow(guest, policy, width)
+        it = Narrow(guest, policy, width, vcpus=2)
         it.visit(0, 1, 0)
+        it.one.vcpu = 1
+        it.visit(1)
+        it.one.run(OpKind.ZAP_GFN, it.directory(1) >> 12)
+        it.one.vcpu = 0
+        with it.one.moved() as moved:
+            it.one.enter()
+        assert (moved["lock.free"], moved["lock.load"]) == (1, 1), "whose page was zapped, nobody can tell (E151)"
         assert it.one.machine.stats()["cr3"]["lockless"] == 0
         states.append(it.one.machine.state_words())
     assert states[0] == states[1]
@@ -428,5 +443,6 @@ def test_e015_under_seed_a_32_bit_root_outside_memory_is_a_triple_fault_asked_fo
     it.visit(1, 0)
     parked = it.one.roots()[1][1]
     it.one.cr3(0x700_0000)
+    assert it.one.state().requests == REQ_TRIPLE_FAULT
     assert it.one.roots() == [(0, INVALID_ROOT), (it.roots[0], parked)], "no swap, and S1's tag"
     assert it.one.read(GVA).code == OutcomeCode.TRIPLE_FAULT
