@@ -40,6 +40,9 @@ class CpuModel:
         CR4.LA57 may be set: 5-level paging.
     long_mode : bool
         EFER.LME may be set: 4- and 5-level paging.
+    pku : bool
+        CR4.PKE may be set: protection keys of user pages. KVM gives them to no guest on shadow page tables, and the default is
+        the same.
 
     Raises
     ------
@@ -57,6 +60,7 @@ class CpuModel:
     smap: bool = True
     la57: bool = True
     long_mode: bool = True
+    pku: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no processor is."""

@@ -148,7 +148,7 @@ class GuestEvent(Exception):  # noqa: N818  the processor's own name for these i
 
 
 class PageFault(GuestEvent):
-    """#PF: ``address`` is the faulting gva (CR2), ``error_code`` the bits P 1, W 2, U 4, RSVD 8, F 16."""
+    """#PF: ``address`` is the faulting gva (CR2), ``error_code`` the bits P 1, W 2, U 4, RSVD 8, F 16, PK 32."""
 
     def __init__(self, address: int, error_code: int) -> None:
         """Keep the two words that the processor pushes."""
@@ -158,7 +158,7 @@ class PageFault(GuestEvent):
 
     def __str__(self) -> str:
         """Show the address and the error code, in hexadecimal and in the letters of its bits."""
-        bits = "".join(letter for bit, letter in enumerate("PWURF") if self.error_code >> bit & 1)
+        bits = "".join(letter for bit, letter in enumerate("PWURFK") if self.error_code >> bit & 1)
         return f"#PF at {self.address:#x}, error code {self.error_code:#x} ({bits or '-'})"
 
 
@@ -173,6 +173,14 @@ class GeneralProtection(GuestEvent):
     def __str__(self) -> str:
         """Show the error code."""
         return f"#GP({self.error_code:#x})"
+
+
+class InvalidOpcode(GuestEvent):
+    """#UD: the processor does not have the instruction as its registers are (WRPKRU while CR4.PKE is clear)."""
+
+    def __str__(self) -> str:
+        """Name the fault."""
+        return "#UD"
 
 
 class TripleFault(GuestEvent):

@@ -88,6 +88,11 @@ def write_efer(value: int, *, vcpu: int = 0, host: bool = False) -> Op:
     return Op(OpKind.WRITE_EFER, OpFlag.HOST * host, vcpu, addr=value)
 
 
+def write_pkru(value: int, *, vcpu: int = 0, host: bool = False) -> Op:
+    """WRPKRU of EDX:EAX; with ``host`` the register now holds this."""
+    return Op(OpKind.WRITE_PKRU, OpFlag.HOST * host, vcpu, addr=value)
+
+
 def invlpg(gva: int, *, vcpu: int = 0) -> Op:
     """INVLPG."""
     return Op(OpKind.INVLPG, 0, vcpu, addr=gva)

@@ -37,6 +37,7 @@ class OpKind(IntEnum):
     SYNC_TLB = 13
     WORK = 14
     ZAP_GFN = 15
+    WRITE_PKRU = 16
 
 
 class OpFlag(IntFlag):
@@ -59,6 +60,7 @@ class OutcomeCode(IntEnum):
     GP = 2
     MMIO = 3
     TRIPLE_FAULT = 4
+    UD = 5
 
 
 class TraceKind(IntEnum):

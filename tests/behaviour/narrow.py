@@ -3,6 +3,7 @@
 from tests.behaviour.guest import MEMORY, RWU, USED, Guest, GuestMaker, P
 from tests.behaviour.machines import AnyMachine
 
+from shadow_mmu.cpu import DEFAULT_CPU, CpuModel
 from shadow_mmu.types import OpFlag, OpKind, OutcomeCode
 
 USER = int(OpFlag.USER)
@@ -13,9 +14,11 @@ LME, NXE = 0x100, 0x800
 DATA = 0x400000
 
 
-def narrow(guest: GuestMaker, policy: str, cr4: int, *, vcpus: int = 1, memory: int = MEMORY) -> Guest[AnyMachine]:
+def narrow(
+    guest: GuestMaker, policy: str, cr4: int, *, vcpus: int = 1, memory: int = MEMORY, cpu: CpuModel = DEFAULT_CPU
+) -> Guest[AnyMachine]:
     """Return a guest without long mode; its CR3 leads to a frame of zeroes."""
-    one = guest.bare(policy, vcpus=vcpus, memory=memory)
+    one = guest.bare(policy, vcpus=vcpus, memory=memory, cpu=cpu)
     for vcpu in range(vcpus):
         one.vcpu = vcpu
         one.host_cr(OpKind.WRITE_CR4, cr4)

@@ -14,6 +14,7 @@ class VcpuState:
     cr3: int
     cr4: int
     efer: int
+    pkru: int
     requests: int
     shut_down: bool
     roots: tuple[tuple[int, int], ...]
@@ -32,7 +33,7 @@ class VcpuState:
 
 
 def _vcpu(words: Iterator[int], ways: int) -> VcpuState:
-    cr0, cr3, cr4, efer, requests, shut_down = islice(words, 6)
+    cr0, cr3, cr4, efer, pkru, requests, shut_down = islice(words, 7)
     pdptrs = tuple(islice(words, 4))
     records = [tuple(islice(words, 10)) for _ in range(next(words) + 1)]
     roots = tuple((pgd, hpa) for pgd, hpa, *_ in records)
@@ -42,7 +43,7 @@ def _vcpu(words: Iterator[int], ways: int) -> VcpuState:
         next(words)  # the pointer of the set
         slots = [(next(words), next(words)) for _ in range(ways)]
         tlb.update({page - 1: value for page, value in slots if page})
-    return VcpuState(cr0, cr3, cr4, efer, requests, bool(shut_down), roots, tlb, pae, made_of, pdptrs)
+    return VcpuState(cr0, cr3, cr4, efer, pkru, requests, bool(shut_down), roots, tlb, pae, made_of, pdptrs)
 
 
 def vcpu_states(state: bytes, vcpus: int, tlb_entries: int) -> list[VcpuState]:

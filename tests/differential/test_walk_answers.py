@@ -48,7 +48,7 @@ def asked_by(op: Op) -> Asked:
     return ask(NAMES[op.kind], user=OpFlag.USER in flags, ac=OpFlag.AC in flags, implicit=OpFlag.IMPLICIT in flags)
 
 
-def context_of(config: MachineConfig, registers: tuple[int, int, int, int]) -> Context:
+def context_of(config: MachineConfig, registers: tuple[int, int, int, int, int]) -> Context:
     return make_context(Registers(*registers), config.cpu)
 
 

@@ -100,13 +100,15 @@ class Tables:
     """An image of the guest's tables, from gpa 0, and the sets in it."""
 
     paging: sdm.Paging
+    rotation: int | None = None
+    """Every entry of a level has protection key ``rotation`` + level, modulo 4; ``None``: all have key 0."""
     pages: list[list[int]] = field(default_factory=list)
     sets: list[CaseSet] = field(default_factory=list)
 
     @classmethod
-    def build(cls, paging: sdm.Paging) -> "Tables":
+    def build(cls, paging: sdm.Paging, rotation: int | None = None) -> "Tables":
         """Lay out every set for a paging mode."""
-        tables, rights = cls(paging), _rights(paging)
+        tables, rights = cls(paging, rotation), _rights(paging)
         tables.pages.append([])  # gpa 0 stays empty
         for level in range(1, paging.levels + 1):
             tables._add(f"focus {level}", {level: every_entry(paging, level), **({1: rights} if level > 1 else {})})
@@ -139,7 +141,8 @@ class Tables:
         for level, words in enumerate(variants, 1):
             leaf = [level == 1 or (level <= self.paging.largest and bool(word & PAGE_SIZE)) for word in words]
             frame = _frame(self.paging, level)
-            self.pages.append([word | (frame if ends else child) for word, ends in zip(words, leaf, strict=True)])
+            key = 0 if self.rotation is None else ((self.rotation + level) % 4) << sdm.KEY_SHIFT
+            self.pages.append([word | key | (frame if ends else child) for word, ends in zip(words, leaf, strict=True)])
             child = (len(self.pages) - 1) << 12
         if self.paging.name == "PAE":
             self.pages.append([child | PRESENT])  # the page-directory pointers: no rights, and only the first is there

@@ -17,7 +17,8 @@ Mask = npt.NDArray[np.bool_]
 PRESENT, WRITABLE, USER, ACCESSED, DIRTY, PAGE_SIZE = (1 << bit for bit in (0, 1, 2, 5, 6, 7))
 NO_EXECUTE = 1 << 63
 # Section 4.7: bits of a page-fault error code.
-FAULT_PROTECTION, FAULT_WRITE, FAULT_USER, FAULT_RESERVED, FAULT_FETCH = 1, 2, 4, 8, 16
+FAULT_PROTECTION, FAULT_WRITE, FAULT_USER, FAULT_RESERVED, FAULT_FETCH, FAULT_KEY = 1, 2, 4, 8, 16, 32
+KEY_SHIFT = 59
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +66,12 @@ class Registers:
     nxe: bool
     smep: bool
     smap: bool
+    pkru: int | None = None
+    """PKRU; ``None`` if CR4.PKE = 0."""
 
     @staticmethod
     def all() -> "list[Registers]":
-        """Return the 16 settings."""
+        """Return the 16 settings without protection keys."""
         return [Registers(*bits) for bits in product((False, True), repeat=4)]
 
 
@@ -142,6 +145,9 @@ def judge(paging: Paging, entries: Sequence[Words], linear: Words, access: Acces
         user_page = user_page & (entry & np.uint64(USER) != 0)
         executable = executable & (entry & np.uint64(NO_EXECUTE) == 0)  # no 4-byte entry has it
         ends = going & (sized | (level == 1))
+        if registers.pkru is not None:
+            stop(ends & _denied_by_key(access, registers, user_page, entry), FAULT_PROTECTION | FAULT_KEY)
+            ends = ends & going
         stop(ends & ~_permitted(access, registers, write, user_page, executable), FAULT_PROTECTION)
         ends = ends & going
         offset = np.uint64(paging.span(level) - 1)
@@ -151,6 +157,18 @@ def judge(paging: Paging, entries: Sequence[Words], linear: Words, access: Acces
         going = going & ~ends
     assert not going.any()
     return Verdict(fault, error, gpa, leaf)
+
+
+def _denied_by_key(access: Access, registers: Registers, user_page: Mask, entry: Words) -> Mask:
+    """Apply section 4.6.2: the key of the leaf, two bits of PKRU; data accesses to user-mode addresses only."""
+    assert registers.pkru is not None
+    bits = np.uint64(registers.pkru) >> (entry >> np.uint64(KEY_SHIFT) & np.uint64(15)) * np.uint64(2)
+    access_disable, write_disable = (bits & np.uint64(1)) != 0, (bits & np.uint64(2)) != 0
+    if access.kind == "fetch":
+        return np.zeros_like(user_page)
+    applies = access.kind == "write" and (access.user or registers.wp)
+    denied: Mask = user_page & (access_disable | (write_disable & applies))
+    return denied
 
 
 def _permitted(access: Access, registers: Registers, write: Mask, user_page: Mask, executable: Mask) -> Mask:

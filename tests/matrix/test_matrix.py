@@ -16,7 +16,9 @@ from shadow_mmu.ops import OP, OUTCOME, Program
 from shadow_mmu.types import OpFlag, OpKind, OutcomeCode
 
 CR0 = 0x8005_0033
-WP, SMEP, SMAP, NXE = 1 << 16, 1 << 20, 1 << 21, 1 << 11
+WP, SMEP, SMAP, PKE, NXE = 1 << 16, 1 << 20, 1 << 21, 1 << 22, 1 << 11
+# Of keys 0 to 3 each has another pair of bits: nothing, access-disable, write-disable, both.
+PKRU = 0b11_10_01_00
 # CR4 and EFER of each mode.
 MODES = {
     "4-level": (0x20, 0x500),
@@ -40,6 +42,22 @@ def every_setting() -> list[tuple[sdm.Paging, sdm.Registers]]:
     return [(paging, registers) for paging, registers in pairs if paging.entry_bytes == 8 or not registers.nxe]
 
 
+def every_keyed_setting() -> list[tuple[sdm.Paging, sdm.Registers, int]]:
+    """Return both long modes with protection keys, every setting of the other registers, every key for each level."""
+    return [
+        (paging, replace(registers, pkru=PKRU), rotation)
+        for paging in sdm.PAGINGS.values()
+        if paging.levels > 3
+        for registers in sdm.Registers.all()
+        for rotation in range(4)
+    ]
+
+
+def in_turn(settings: list[tuple[sdm.Paging, sdm.Registers, int]]) -> list[tuple[sdm.Paging, sdm.Registers, int]]:
+    """Return one of the four keys for each setting of the registers, another one for each."""
+    return [one for number, one in enumerate(settings) if number % 4 == number // 4 % 4]
+
+
 every = pytest.mark.parametrize(
     ("paging", "registers"), every_setting(), ids=lambda one: one.name if isinstance(one, sdm.Paging) else str(one)
 )
@@ -53,9 +71,10 @@ def settings(paging: sdm.Paging, registers: sdm.Registers) -> list[Op]:
         Op(
             OpKind.WRITE_CR4,
             OpFlag.HOST,
-            addr=cr4 | SMEP * registers.smep | SMAP * registers.smap,
+            addr=cr4 | SMEP * registers.smep | SMAP * registers.smap | PKE * (registers.pkru is not None),
         ),
         Op(OpKind.WRITE_EFER, OpFlag.HOST, addr=efer | NXE * registers.nxe),
+        *([] if registers.pkru is None else [Op(OpKind.WRITE_PKRU, addr=registers.pkru)]),
     ]
 
 
@@ -83,11 +102,15 @@ def check(cases: CaseSet, found: np.ndarray, verdict: sdm.Verdict, told: str) ->
         )
 
 
+def processor(tables: Tables) -> CpuModel:
+    return CpuModel(maxphyaddr=tables.paging.maxphyaddr, pku=tables.rotation is not None)
+
+
 def machine(tables: Tables) -> Vm:
     return Vm(
         [Memslot(0, len(tables.pages) << 12), Memslot(DATA, DATA_BYTES)],
         vcpus=1,
-        cpu=CpuModel(maxphyaddr=tables.paging.maxphyaddr),
+        cpu=processor(tables),
     )
 
 
@@ -95,7 +118,27 @@ def machine(tables: Tables) -> Vm:
 def test_r5_every_entry_right_and_access_comes_out_as_the_sdm_says(
     paging: sdm.Paging, registers: sdm.Registers
 ) -> None:
-    tables = Tables.build(paging)
+    run_on_the_core(Tables.build(paging), registers)
+
+
+@pytest.mark.parametrize(("paging", "registers", "rotation"), in_turn(every_keyed_setting()), ids=str)
+def test_e111_every_key_of_a_level_comes_out_as_the_sdm_says(
+    paging: sdm.Paging, registers: sdm.Registers, rotation: int
+) -> None:
+    run_on_the_core(Tables.build(paging, rotation), registers)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("paging", "registers", "rotation"), every_keyed_setting(), ids=str)
+def test_e111_every_key_of_every_level_comes_out_as_the_sdm_says(
+    paging: sdm.Paging, registers: sdm.Registers, rotation: int
+) -> None:
+    run_on_the_core(Tables.build(paging, rotation), registers)
+
+
+def run_on_the_core(tables: Tables, registers: sdm.Registers) -> None:
+    """Make every access to every case, and compare outcomes, A and D."""
+    paging = tables.paging
     fresh = tables.image
     with machine(tables) as vm:
         vm.run([np.array(settings(paging, registers), OP)])
@@ -115,13 +158,13 @@ def test_r5_every_entry_right_and_access_comes_out_as_the_sdm_says(
 
 
 def run_on_the_model(
-    paging: sdm.Paging, registers: sdm.Registers, choose: Callable[[CaseSet, sdm.Verdict], sdm.Mask]
+    tables: Tables, registers: sdm.Registers, choose: Callable[[CaseSet, sdm.Verdict], sdm.Mask]
 ) -> int:
     """Run the chosen cases of every set on the model; return how many."""
-    tables = Tables.build(paging)
+    paging = tables.paging
     fresh = tables.image
     slots = [(0, len(tables.pages) << 12), (DATA, DATA_BYTES)]
-    model = Machine(slots, 1, "lru:3", cpu=CpuModel(maxphyaddr=paging.maxphyaddr))
+    model = Machine(slots, 1, "lru:3", cpu=processor(tables))
     for op in settings(paging, registers):
         model.execute(op)
     ran = 0
@@ -156,7 +199,15 @@ def seeded(seed: object, wanted: int) -> Callable[[CaseSet, sdm.Verdict], sdm.Ma
 
 @every
 def test_r5_seeded_cases_come_out_of_the_model_as_the_sdm_says(paging: sdm.Paging, registers: sdm.Registers) -> None:
-    assert 200 < run_on_the_model(paging, registers, seeded((paging.name, registers), 640)) < 2000
+    assert 200 < run_on_the_model(Tables.build(paging), registers, seeded((paging.name, registers), 640)) < 2000
+
+
+@pytest.mark.parametrize(("paging", "registers", "rotation"), in_turn(every_keyed_setting()), ids=str)
+def test_e111_seeded_cases_with_keys_come_out_of_the_model_as_the_sdm_says(
+    paging: sdm.Paging, registers: sdm.Registers, rotation: int
+) -> None:
+    choose = seeded((paging.name, registers, rotation), 640)
+    assert 200 < run_on_the_model(Tables.build(paging, rotation), registers, choose) < 2000
 
 
 @pytest.mark.soak
@@ -164,7 +215,7 @@ def test_r5_seeded_cases_come_out_of_the_model_as_the_sdm_says(paging: sdm.Pagin
 def test_r5_a_million_seeded_cases_come_out_of_the_model_as_the_sdm_says(
     paging: sdm.Paging, registers: sdm.Registers
 ) -> None:
-    assert run_on_the_model(paging, registers, seeded((paging.name, registers, "soak"), 70_000)) > 15_000
+    assert run_on_the_model(Tables.build(paging), registers, seeded((paging.name, registers, "soak"), 70_000)) > 15_000
 
 
 @pytest.mark.soak
@@ -177,15 +228,15 @@ def test_r5_each_case_one_bit_from_a_fault_comes_out_of_the_model_as_the_sdm_say
     def at_an_edge(cases: CaseSet, verdict: sdm.Verdict) -> sdm.Mask:
         return cases.edges(verdict.fault) if cases.name != "pair" else np.zeros(len(cases.linear), bool)
 
-    assert run_on_the_model(paging, registers, at_an_edge) > 1_000
+    assert run_on_the_model(Tables.build(paging), registers, at_an_edge) > 1_000
 
 
-@pytest.mark.parametrize("flipped", ["wp", "nxe", "smep", "smap"])
+@pytest.mark.parametrize("flipped", ["wp", "nxe", "smep", "smap", "pkru"])
 def test_a_machine_with_one_register_bit_wrong_would_be_seen(flipped: str) -> None:
-    registers = sdm.Registers(wp=True, nxe=True, smep=True, smap=True)
+    registers = sdm.Registers(wp=True, nxe=True, smep=True, smap=True, pkru=PKRU)
     wrong = replace(registers, **{flipped: False})
     paging = sdm.PAGINGS["4-level"]
-    tables = Tables.build(paging)
+    tables = Tables.build(paging, 0)
     with machine(tables) as vm:
         vm.memory.write(0, tables.to_bytes(tables.image))
         vm.run([np.array(settings(paging, wrong), OP)])

@@ -69,7 +69,7 @@ def test_the_bindings_stay_marshalling() -> None:
     of translations.
     """
     lines = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "rust/python/src").rglob("*.rs")}
-    assert sum(lines.values()) <= 1650, lines
+    assert sum(lines.values()) <= 1700, lines
 
 
 def test_no_file_names_a_path_of_somebodys_machine() -> None:

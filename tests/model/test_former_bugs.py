@@ -124,11 +124,11 @@ def test_c4_a_writable_leaf_keeps_w_without_a_lookup() -> None:
     one.store(window, 0x500000 | USED)
     vm, vcpu = one.machine.vm, one.machine.vm.vcpus[0]
     gfn = entry >> 12
-    old, refused = make_spte(vm, vcpu, 7, gfn, 0, prefetch=False)
+    old, refused = make_spte(vm, vcpu, 7, gfn, key=0, old=0, prefetch=False)
     assert (refused, bool(old & sptes.W)) == (False, True)
-    new, refused = make_spte(vm, vcpu, 3, gfn, old, prefetch=True, synchronizing=True)
+    new, refused = make_spte(vm, vcpu, 3, gfn, key=0, old=old, prefetch=True, synchronizing=True)
     assert (refused, bool(new & sptes.W)) == (False, True)
-    new, refused = make_spte(vm, vcpu, 3, gfn, 0, prefetch=True, synchronizing=True)
+    new, refused = make_spte(vm, vcpu, 3, gfn, key=0, old=0, prefetch=True, synchronizing=True)
     assert (refused, bool(new & sptes.W)) == (True, False)
 
 

@@ -40,7 +40,7 @@ def test_mmio_installs_nothing_and_returns_the_gpa() -> None:
 @pytest.mark.parametrize(
     ("op", "error"),
     [
-        (Op(16), ProgramError),
+        (Op(17), ProgramError),
         (Op(OpKind.READ, vcpu=1), ProgramError),
         (Op(OpKind.READ, flags=64), ProgramError),
         (Op(OpKind.LOAD, aux=3), ProgramError),

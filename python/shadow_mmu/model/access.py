@@ -76,7 +76,7 @@ def access(
         if pending and not enter_guest(vm, vcpu):
             return SHUT_DOWN
         spte = vcpu.tlb.entries.get(page, 0)
-        if spte & rights.need != rights.need or spte & rights.forbid:
+        if not permits(rights, spte):
             if spte:
                 vcpu.tlb.drop(page)
             found = (
@@ -105,6 +105,13 @@ def access(
     raise ShadowMmuError(f"the access to gva {gva:#x} made no progress in {MAX_TRIES} tries")
 
 
+def permits(rights: AccessRights, spte: int) -> bool:
+    """Whether a leaf permits the access (§5 step 3)."""
+    if spte & rights.need != rights.need or spte & rights.forbid:
+        return False
+    return not (rights.denied_keys and spte & sptes.U and rights.denied_keys >> sptes.key_of(spte) & 1)
+
+
 def hardware_walk(vm: SharedState, vcpu: Vcpu, gva: int, rights: AccessRights) -> int:
     """Walk the shadow tables as the processor does: the leaf SPTE if it permits the access, after A and D were set.
 
@@ -128,7 +135,7 @@ def hardware_walk(vm: SharedState, vcpu: Vcpu, gva: int, rights: AccessRights) -
     spte = page.sptes.get(index, 0)
     if not spte & sptes.P:
         return 0
-    if spte & rights.need != rights.need or spte & rights.forbid:
+    if not permits(rights, spte):
         return PF_P
     used = spte | sptes.A | (sptes.D if rights.access.write else 0)
     if used != spte:

@@ -16,6 +16,8 @@ from .constants import (
     GPTE_P,
     GPTE_PS,
     INVALID_ROOT,
+    KEY_MASK,
+    KEY_SHIFT,
     PAGE_SHIFT,
     PFN_MASK,
     REQ_FREE_OBSOLETE_ROOTS,
@@ -26,7 +28,7 @@ from .constants import (
 from .pae_roots import is_pae
 from .pages import ShadowPage
 from .permissions import gpte_access, leaf_access
-from .role import CR0_WP, FOUR_BYTE, child_role, gpte_gpa
+from .role import CR0_WP, FOUR_BYTE, child_role, gpte_gpa, key_of
 from .roots import root_pages
 from .vm import SharedState
 
@@ -51,7 +53,9 @@ def _links(vm: SharedState) -> Iterator[str]:
             real[child.id][page.id, index] += 1
             if child.invalid and not page.invalid:
                 yield f"I15: entry {index} of {page!r} links to the invalid {child!r}"
-            if child.role != child_role(page.role, child.access, direct=child.direct, index=index):
+            if child.role != child_role(
+                page.role, child.access, direct=child.direct, index=index, key=key_of(child.role)
+            ):
                 yield f"I13: entry {index} of {page!r} links to {child!r}, whose role is no child's"
             elif not page.invalid:
                 yield from _link_against_table(vm, page, index, child)
@@ -63,7 +67,10 @@ def _links(vm: SharedState) -> Iterator[str]:
 def _link_against_table(vm: SharedState, page: ShadowPage, index: int, child: ShadowPage) -> Iterator[str]:
     """I13: the gfn and the rights that the parent's table, or the parent's range, gives the child."""
     if page.direct:
-        if child.gfn != page.gfn + (index << 9 * (page.level - 1)) or child.access != page.access:
+        if child.gfn != page.gfn + (index << 9 * (page.level - 1)) or (child.access, key_of(child.role)) != (
+            page.access,
+            key_of(page.role),
+        ):
             yield f"I13: entry {index} of {page!r} links to {child!r}, which is no part of it"
         return
     gpte = _gpte(vm, page, index)
@@ -75,8 +82,14 @@ def _link_against_table(vm: SharedState, page: ShadowPage, index: int, child: Sh
         if page.role & FOUR_BYTE:  # 4 MiB, of which this entry maps one half; PSE-36
             gfn = gfn & ~1023 | (gpte >> 13 & 0xF) << 20 | (index & 1) << 9
     access_is_right = child.direct or child.access == page.access & gpte_access(gpte)
-    if not gpte & GPTE_P or child.direct != large or child.gfn != gfn or not access_is_right:
+    key_is_right = key_of(child.role) == (_key(vm, gpte) if large else 0)
+    if not (gpte & GPTE_P and child.direct == large and child.gfn == gfn and access_is_right and key_is_right):
         yield f"I13: entry {index} of {page!r} links to {child!r}, its gpte is {gpte:#x}"
+
+
+def _key(vm: SharedState, gpte: int) -> int:
+    """Return the protection key that a leaf of the guest has; of PAE's none has one, for the bits are reserved there."""
+    return gpte >> KEY_SHIFT & KEY_MASK if vm.vcpus[0].cpu.pku else 0
 
 
 def _gpte(vm: SharedState, page: ShadowPage, index: int) -> int:
@@ -169,17 +182,18 @@ def _tables(vm: SharedState) -> Iterator[str]:
         for index, spte in page.sptes.items():
             gfn = sptes.leaf_gfn(spte)
             if page.direct:
-                allowed, target = page.access, page.gfn + index
+                allowed, target, key = page.access, page.gfn + index, key_of(page.role)
             else:
                 gpte = _gpte(vm, page, index)
                 allowed = leaf_access(page.access, gpte) if gpte & GPTE_P else 0
+                key = _key(vm, gpte)
                 target = (gpte & PFN_MASK) >> PAGE_SHIFT if gpte & GPTE_P else -1
             granted = (
                 (ACC_W if spte & sptes.W else 0) | (ACC_U if spte & sptes.U else 0) | (0 if spte & sptes.NX else ACC_X)
             )
             # CR0.WP=0: a supervisor's write made the page a writable supervisor page (B.5).
             supervisor_page = not page.role & CR0_WP and not granted & ACC_U
-            if gfn != target or granted & ~allowed & ~(ACC_W if supervisor_page else 0):
+            if sptes.key_of(spte) != key or gfn != target or granted & ~allowed & ~(ACC_W if supervisor_page else 0):
                 yield f"I14: entry {index} of {page!r} is {spte:#x}, its table allows {allowed} of gfn {target:#x}"
 
 

@@ -44,6 +44,7 @@ PF_W: Final = 2
 PF_U: Final = 4
 PF_RSVD: Final = 8
 PF_F: Final = 16
+PF_PK: Final = 32
 
 # Guest page-table entries (B.1).
 GPTE_P: Final = 1
@@ -53,6 +54,9 @@ GPTE_A: Final = 1 << 5
 GPTE_D: Final = 1 << 6
 GPTE_PS: Final = 1 << 7
 GPTE_NX: Final = 1 << 63
+KEY_SHIFT: Final = 59
+"""Bits 62:59 of a leaf are its protection key, if the processor has keys (SDM 3A, 4.6.2)."""
+KEY_MASK: Final = 15
 
 # Control registers.
 CR0_PE: Final = 1
@@ -68,10 +72,11 @@ CR4_PGE: Final = 1 << 7
 CR4_LA57: Final = 1 << 12
 CR4_SMEP: Final = 1 << 20
 CR4_SMAP: Final = 1 << 21
+CR4_PKE: Final = 1 << 22
 CR0_PDPTR_BITS: Final = CR0_PG | CR0_CD | CR0_NW
 CR4_COMMON: Final[int] = sum(1 << bit for bit in (*range(12), 16, 18))
 """What every processor has: VME to OSXMMEXCPT, UMIP, FSGSBASE, OSXSAVE."""
-CR4_ROLE_BITS: Final = CR4_PSE | CR4_PAE | CR4_LA57 | CR4_SMEP | CR4_SMAP
+CR4_ROLE_BITS: Final = CR4_PSE | CR4_PAE | CR4_LA57 | CR4_SMEP | CR4_SMAP | CR4_PKE
 CR4_PDPTR_BITS: Final = CR4_PGE | CR4_PSE | CR4_PAE | CR4_SMEP
 """A change of one of these (and of CR0_PDPTR_BITS) loads the PDPTRs anew under PAE paging (B.3)."""
 EFER_SCE: Final = 1
@@ -136,6 +141,7 @@ WORK: Final = int(OpKind.WORK)
 # Most nanoseconds of one WORK, so that a stop is never far.
 MAX_WORK: Final = 100_000_000
 ZAP_GFN: Final = int(OpKind.ZAP_GFN)
+WRITE_PKRU: Final = int(OpKind.WRITE_PKRU)
 FLAG_USER: Final = int(OpFlag.USER)
 FLAG_AC: Final = int(OpFlag.AC)
 FLAG_IMPLICIT: Final = int(OpFlag.IMPLICIT)

@@ -16,6 +16,7 @@ from .lookup import get_child, link
 from .pae_roots import is_pae
 from .pages import ShadowPage
 from .permissions import Access
+from .role import key_of as role_key
 from .roots import has_page, root_page
 from .sync import sync_children
 from .vcpu import Vcpu
@@ -62,6 +63,9 @@ def handle_page_fault(vm: SharedState, vcpu: Vcpu, gva: int, access: Access, cod
     if not vm.memory.has(guest.gfn):
         counters["mmio_exits"] += 1
         return Mmio(guest.gfn)
+    if _must_emulate(vcpu, guest, access):
+        counters["pf_emulate"] += 1
+        return Emulate(guest.gfn)
     pte_access = _access_without_write_protect(vcpu, guest.access, access)
     with vm.lock.take(vcpu, "fault"):
         result = map_walk(vm, vcpu, gva, guest._replace(access=pte_access), write=access.write)
@@ -81,6 +85,18 @@ def _clear_flooding_on_path(vm: SharedState, vcpu: Vcpu, gva: int) -> None:
     while page is not None:
         page.flooding = 0
         page = vm.books.child(page, _index(gva, page.level)) if page.level > 1 else None
+
+
+def _must_emulate(vcpu: Vcpu, guest: GuestWalk, access: Access) -> bool:
+    """Whether a write that CR0.WP=0 permits is done for the guest, because of protection keys.
+
+    A user page that is read-only or whose key disables writes: the hardware runs with WP=1 and would refuse it, and a page made
+    a supervisor page would have no key any more.
+    """
+    context = vcpu.context
+    if not context.keys or context.wp or not access.write or access.user or not guest.access & ACC_U:
+        return False
+    return not guest.access & ACC_W or bool(context.pkru >> 2 * guest.key & 2)
 
 
 def _access_without_write_protect(vcpu: Vcpu, acc: int, access: Access) -> int:
@@ -123,13 +139,15 @@ def map_walk(vm: SharedState, vcpu: Vcpu, gva: int, guest: GuestWalk, *, write: 
         page.flooding = 0
         index = _index(gva, page.level)
         linked = vm.books.child(page, index)
-        if linked is not None and linked.direct and linked.access != guest.access:
+        if linked is not None and linked.direct and (linked.access, role_key(linked.role)) != (guest.access, guest.key):
             vm.books.drop_link(page, index)  # validate_direct_spte (E133)
             vm.remote_flush(vcpu)
         base = guest.gfn & ~((1 << 9 * (page.level - 1)) - 1)
-        child = get_child(vm, vcpu, page, index, gfn=base, direct=True, access=guest.access)
+        child = get_child(vm, vcpu, page, index, gfn=base, direct=True, access=guest.access, key=guest.key)
         page = _descend(vm, vcpu, page, index, child)
-    return set_spte(vm, vcpu, page, _index(gva, 1), access=guest.access, gfn=guest.gfn, write_fault=write)
+    return set_spte(
+        vm, vcpu, page, _index(gva, 1), access=guest.access, gfn=guest.gfn, key=guest.key, write_fault=write
+    )
 
 
 def _descend(vm: SharedState, vcpu: Vcpu, page: ShadowPage, index: int, child: ShadowPage | None) -> ShadowPage:

@@ -3,7 +3,7 @@
 from .constants import DUMMY_ROOT, GPTE_A, GPTE_P, INDEX, INVALID_ROOT, PAGE_SHIFT, PFN_MASK
 from .leaf import set_spte
 from .pages import ShadowPage
-from .permissions import has_reserved_bits, leaf_access
+from .permissions import has_reserved_bits, key_of, leaf_access
 from .registers import PagingMode
 from .role import gpte_gpa
 from .roots import is_clean_root, root_page
@@ -58,4 +58,5 @@ def _zap_and_refill(vm: SharedState, vcpu: Vcpu, gva: int) -> None:
         gpte = read_entry(vm.memory, vcpu.context, gpte_gpa(page.role, page.gfn, index))
         gfn = (gpte & PFN_MASK) >> PAGE_SHIFT
         if gpte & GPTE_P and gpte & GPTE_A and not has_reserved_bits(vcpu.context, gpte, 1) and vm.memory.has(gfn):
-            set_spte(vm, vcpu, page, index, access=leaf_access(page.access, gpte), gfn=gfn, prefetch=True)
+            key = key_of(vcpu.context, gpte)
+            set_spte(vm, vcpu, page, index, access=leaf_access(page.access, gpte), gfn=gfn, key=key, prefetch=True)

@@ -24,13 +24,14 @@ def make_spte(
     vcpu: Vcpu,
     access: int,
     gfn: int,
-    old: int,
     *,
+    key: int,
+    old: int,
     prefetch: bool,
     synchronizing: bool = False,
 ) -> tuple[int, bool]:
     """Return the leaf for these rights, and whether W was refused because the frame holds a guest table."""
-    spte = sptes.read_only_leaf(gfn, access, accessed=not prefetch or synchronizing)
+    spte = sptes.read_only_leaf(gfn, access, key, accessed=not prefetch or synchronizing)
     if not access & ACC_W:
         return spte, False
     # Over a writable leaf nothing needs to be looked up: whatever shadows this frame is unsync already.
@@ -47,6 +48,7 @@ def set_spte(
     *,
     access: int,
     gfn: int,
+    key: int,
     write_fault: bool = False,
     prefetch: bool = False,
 ) -> FaultResult:
@@ -60,7 +62,7 @@ def set_spte(
             old, flush = 0, True
         elif prefetch:
             return FaultResult.SPURIOUS
-    new, write_protected = make_spte(vm, vcpu, access, gfn, old, prefetch=prefetch)
+    new, write_protected = make_spte(vm, vcpu, access, gfn, key=key, old=old, prefetch=prefetch)
     if new == old:
         result = FaultResult.SPURIOUS
     else:

@@ -24,6 +24,8 @@ from .permissions import (
     gpte_access,
     has_reserved_bits,
     is_denied,
+    key_denies,
+    key_of,
     make_access,
     make_context,
 )
@@ -188,6 +190,9 @@ class LegalTranslations:
                 vcpu.pages[addr >> c.PAGE_SHIFT] = self._clock
         elif kind in (c.WRITE_CR0, c.WRITE_CR3, c.WRITE_CR4, c.WRITE_EFER):
             self._write_register(vcpu, kind, addr, host=bool(flags & c.FLAG_HOST))
+        elif kind == c.WRITE_PKRU:
+            # It takes effect at once, on translations that are cached too.
+            vcpu.set_registers(replace(vcpu.registers, pkru=addr))
 
     def _write_register(self, vcpu: _VcpuView, kind: int, value: int, *, host: bool) -> None:
         old = vcpu.registers
@@ -284,7 +289,9 @@ class LegalTranslations:
             rights = acc & gpte_access(gpte)
             if not is_leaf(context, gpte, level):
                 yield from self._reach(search, level - 1, (gpte & c.PFN_MASK) >> c.PAGE_SHIFT, rights)
-            elif not is_denied(context, rights, search.access):
+            elif not is_denied(context, rights, search.access) and not key_denies(
+                context, rights, key_of(context, gpte), search.access
+            ):
                 yield leaf_gfn(context, gpte, gva, level)
 
     def fault(self, vcpu: int, gva: int, kind: int, flags: int) -> int | None:
@@ -313,6 +320,8 @@ class LegalTranslations:
             acc &= gpte_access(gpte)
             if is_leaf(context, gpte, level):
                 frame = leaf_gfn(context, gpte, gva, level)
+                if key_denies(context, acc, key_of(context, gpte), access):
+                    return code | c.PF_P | c.PF_PK, 0
                 break
             frame = (gpte & c.PFN_MASK) >> c.PAGE_SHIFT
         assert frame is not None

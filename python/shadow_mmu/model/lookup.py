@@ -11,13 +11,13 @@ from .zap import ZapList, commit_zap, prepare_zap
 
 
 def get_child(
-    vm: SharedState, vcpu: Vcpu, parent: ShadowPage, index: int, *, gfn: int, direct: bool, access: int
+    vm: SharedState, vcpu: Vcpu, parent: ShadowPage, index: int, *, gfn: int, direct: bool, access: int, key: int = 0
 ) -> ShadowPage | None:
     """Return the page to link at an entry; ``None`` if the right one is linked there already.
 
     The linked child is right only if both its gfn and its whole role are the wanted ones (F-02, F-03).
     """
-    role = child_role(parent.role, access, direct=direct, index=index)
+    role = child_role(parent.role, access, direct=direct, index=index, key=key)
     linked = vm.books.child(parent, index)
     if linked is not None and linked.gfn == gfn and linked.role == role:
         return None

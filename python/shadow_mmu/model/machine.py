@@ -1,6 +1,7 @@
 """The deterministic machine: every operation of ``docs/machine.md`` §2, one at a time."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from shadow_mmu.cpu import DEFAULT_CPU, CpuModel
@@ -13,7 +14,7 @@ from .access import access, effective_address, is_canonical
 from .audit import audit
 from .invlpg import invlpg
 from .memory import GuestMemory
-from .ops import DONE, GENERAL_PROTECTION, OK, SHUT_DOWN, OpTuple, Outcome
+from .ops import DONE, GENERAL_PROTECTION, INVALID_OPCODE, OK, SHUT_DOWN, OpTuple, Outcome
 from .pae_roots import read_pdptrs
 from .path import shadow_path
 from .registers import PagingMode, Written, cr3_is_legal, set_cr0, set_cr4, set_efer
@@ -180,6 +181,8 @@ class Machine:
             raise ProgramError(f"WORK of {value} ns: expected at most {c.MAX_WORK}")
         if kind in (c.NOP, c.WORK):
             return DONE
+        if kind == c.WRITE_PKRU:
+            return self._write_pkru(vcpu, addr, host=bool(flags & c.FLAG_HOST))
         if kind == c.SYNC_TLB:
             return self._sync_tlb(vcpu)
         if kind in (c.HOST_STORE, c.HOST_PAGE, c.ZAP_GFN):
@@ -268,7 +271,7 @@ class Machine:
         elif kind == c.WRITE_EFER:
             written = set_efer(vcpu.registers, value, vcpu.cpu, host=host)
         else:
-            raise ProgramError(f"operation kind is {kind}: expected 0..{c.ZAP_GFN}")
+            raise ProgramError(f"operation kind is {kind}: expected 0..{c.WRITE_PKRU}")
         if written is None:
             return GENERAL_PROTECTION
         if written.load_pdptrs and not load_pdptrs(self.vm, vcpu, written.registers.cr3):
@@ -279,6 +282,16 @@ class Machine:
         elif written.reset_context:
             reset_context(self.vm, vcpu)
         vcpu.requests |= written.requests
+        return DONE
+
+    def _write_pkru(self, vcpu: Vcpu, value: int, *, host: bool) -> Outcome:
+        """WRPKRU (§4): no exit, and the next access knows it."""
+        if not host and not vcpu.registers.cr4 & c.CR4_PKE:
+            return INVALID_OPCODE
+        if not vcpu.cpu.pku or value >> 32:
+            return GENERAL_PROTECTION
+        vcpu.registers = replace(vcpu.registers, pkru=value)
+        vcpu.update_context()
         return DONE
 
     def _load(self, vcpu: Vcpu, gva: int, size: int, flags: int) -> Outcome:

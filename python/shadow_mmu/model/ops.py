@@ -13,6 +13,7 @@ OP_RECORD: Final = struct.Struct("<BBHIQQQ")
 OK: Final = int(OutcomeCode.OK)
 PAGE_FAULT: Final = int(OutcomeCode.PAGE_FAULT)
 GP: Final = int(OutcomeCode.GP)
+UD: Final = int(OutcomeCode.UD)
 MMIO: Final = int(OutcomeCode.MMIO)
 TRIPLE_FAULT: Final = int(OutcomeCode.TRIPLE_FAULT)
 
@@ -79,4 +80,5 @@ class Outcome(NamedTuple):
 
 DONE: Final = Outcome(OK)
 GENERAL_PROTECTION: Final = Outcome(GP)
+INVALID_OPCODE: Final = Outcome(UD)
 SHUT_DOWN: Final = Outcome(TRIPLE_FAULT)

@@ -24,7 +24,7 @@ def shadow_path(vm: SharedState, vcpu: Vcpu, gva: int) -> dict[str, Any]:
     registers = vcpu.registers
     page = root_page(vm, vcpu.root, address) if translatable else None
     return {
-        "registers": (registers.cr0, registers.cr3, registers.cr4, registers.efer),
+        "registers": (registers.cr0, registers.cr3, registers.cr4, registers.efer, registers.pkru),
         "pdptrs": list(vcpu.pdptrs),
         "two_dimensions": vcpu.tdp,
         "root": vcpu.root.hpa,

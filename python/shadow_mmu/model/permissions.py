@@ -26,6 +26,8 @@ from .constants import (
     GPTE_PS,
     GPTE_U,
     GPTE_W,
+    KEY_MASK,
+    KEY_SHIFT,
     PF_F,
     PF_U,
     PF_W,
@@ -44,6 +46,12 @@ class Context:
     wp: bool
     smep: bool
     smap: bool
+    keyed: bool
+    """Bits 62:59 of a leaf are its protection key, whatever CR4.PKE is now."""
+    keys: bool
+    """Protection keys are in force."""
+    pkru: int
+    """PKRU if keys are in force, else 0."""
     reserved: tuple[tuple[int, int], ...]
     """Reserved bits by level (index) and by bit 7 of the entry."""
     largest: int
@@ -93,6 +101,9 @@ def make_context(registers: Registers, cpu: CpuModel) -> Context:
         wp=paging and bool(registers.cr0 & CR0_WP),
         smep=paging and bool(registers.cr4 & CR4_SMEP),
         smap=paging and bool(registers.cr4 & CR4_SMAP),
+        keyed=cpu.pku and mode.value >= PagingMode.LONG4.value,
+        keys=registers.has_keys,
+        pkru=registers.pkru if registers.has_keys else 0,
         reserved=_reserved_bits(mode, cpu, nx=nx, pse=pse),
         largest={PagingMode.NONE: 1, PagingMode.BITS32: 2 if pse else 1, PagingMode.PAE: 2}.get(mode, 3),
     )
@@ -146,6 +157,19 @@ def gpte_access(gpte: int) -> int:
     return (ACC_W if gpte & GPTE_W else 0) | (ACC_U if gpte & GPTE_U else 0) | (0 if gpte & GPTE_NX else ACC_X)
 
 
+def key_of(context: Context, gpte: int) -> int:
+    """Return the protection key of a leaf; 0 where there are none."""
+    return gpte >> KEY_SHIFT & KEY_MASK if context.keyed else 0
+
+
+def key_denies(context: Context, acc: int, key: int, access: Access) -> bool:
+    """Whether PKRU denies the access by the key of its page: data accesses to user pages only (E111)."""
+    if not context.pkru or access.fetch or not acc & ACC_U:
+        return False
+    bits = context.pkru >> 2 * key
+    return bool(bits & 1) or (access.write and bool(bits & 2) and (access.user or context.wp))
+
+
 def leaf_access(role_access: int, gpte: int) -> int:
     """Return the rights of a leaf in a table that is reached with ``role_access``.
 
@@ -156,7 +180,7 @@ def leaf_access(role_access: int, gpte: int) -> int:
 
 
 def is_denied(context: Context, acc: int, access: Access) -> bool:
-    """Whether the accumulated rights ``acc`` refuse the access (B.5)."""
+    """Whether the accumulated rights ``acc`` refuse the access (B.5); the key of the page is a matter of its own."""
     if access.write and not acc & ACC_W and (access.user or context.wp):
         return True
     if access.fetch and not acc & ACC_X and context.nx:

@@ -22,6 +22,7 @@ from .constants import (
     CR4_PAE,
     CR4_PDPTR_BITS,
     CR4_PGE,
+    CR4_PKE,
     CR4_ROLE_BITS,
     CR4_SMAP,
     CR4_SMEP,
@@ -46,12 +47,14 @@ class PagingMode(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Registers:
-    """The four registers that decide paging; the defaults are those of a booted 64-bit guest."""
+    """The registers that decide paging; the defaults are those of a booted 64-bit guest."""
 
     cr0: int = 0x80050033
     cr3: int = 0
     cr4: int = CR4_PAE
     efer: int = EFER_LMA | EFER_LME | EFER_NXE
+    pkru: int = 0
+    """Two bits for each protection key: access-disable and write-disable."""
 
     @classmethod
     def booted(cls, cpu: CpuModel) -> Self:
@@ -61,6 +64,11 @@ class Registers:
             cr0=default.cr0 & ~(0 if cpu.wp else CR0_WP),
             efer=default.efer & ~(0 if cpu.nx else EFER_NXE) & ~(0 if cpu.long_mode else EFER_LME | EFER_LMA),
         )
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether protection keys are in force: CR4.PKE in long mode."""
+        return bool(self.cr4 & CR4_PKE and self.efer & EFER_LMA)
 
     @property
     def mode(self) -> PagingMode:
@@ -110,6 +118,7 @@ def cr4_bits(cpu: CpuModel) -> int:
         | (CR4_LA57 if cpu.la57 and cpu.long_mode else 0)
         | (CR4_SMEP if cpu.smep else 0)
         | (CR4_SMAP if cpu.smap else 0)
+        | (CR4_PKE if cpu.pku else 0)
     )
 
 

@@ -19,6 +19,10 @@ EFER_NX: Final = 1 << 12
 CR0_WP: Final = 1 << 13
 SMEP_ANDNOT_WP: Final = 1 << 14
 SMAP_ANDNOT_WP: Final = 1 << 15
+KEY_SHIFT: Final = 19
+KEY_MASK: Final = 15 << KEY_SHIFT
+"""Protection key of what a direct page maps. KVM has not this field nor the next: it gives shadow paging no keys."""
+PKE_ANDNOT_WP: Final = 1 << 23
 SYNC_MASK: Final = ~(LEVEL_MASK | QUADRANT_MASK | ACCESS_MASK | 1 << 18) & 0xFFFFFFFF
 """Bits in which a page must agree with the vCPU's root role to be synced: all but level, quadrant, access, passthrough."""
 
@@ -32,6 +36,7 @@ def root_role(context: Context) -> int:
         role |= FOUR_BYTE
     if context.wp:
         return role | CR0_WP
+    role |= PKE_ANDNOT_WP if context.keys else 0
     return role | (SMEP_ANDNOT_WP if context.smep else 0) | (SMAP_ANDNOT_WP if context.smap else 0)
 
 
@@ -44,12 +49,14 @@ def pae_root_role(root: int, entry: int) -> int:
     return root & ~LEVEL_MASK | 2 | (entry << QUADRANT_SHIFT if root & FOUR_BYTE else 0)
 
 
-def child_role(parent: int, access: int, *, direct: bool, index: int) -> int:
+def child_role(parent: int, access: int, *, direct: bool, index: int, key: int = 0) -> int:
     """Return the role of the page that entry ``index`` leads to; ``invalid`` is never inherited (F-05).
+
+    ``key`` is the protection key of the large page that a direct child splits.
 
     Of 4-byte entries a table has 1,024: its shadow is two pages, told apart by the quadrant (E131).
     """
-    role = parent & ~(LEVEL_MASK | DIRECT | ACCESS_MASK | INVALID)
+    role = parent & ~(LEVEL_MASK | DIRECT | ACCESS_MASK | INVALID | KEY_MASK) | key << KEY_SHIFT
     if parent & FOUR_BYTE:
         role = role & ~QUADRANT_MASK | (index & 1) << QUADRANT_SHIFT
     return role | (parent & LEVEL_MASK) - 1 | access << ACCESS_SHIFT | (DIRECT if direct else 0)
@@ -82,3 +89,8 @@ def spte_indices(role: int, offset: int) -> list[int]:
 def may_sync(page: int, root: int) -> bool:
     """Whether a vCPU with this root role may sync the page (C.5, F-37)."""
     return not (page ^ root) & SYNC_MASK
+
+
+def key_of(role: int) -> int:
+    """Return the protection key of what a direct page maps."""
+    return (role & KEY_MASK) >> KEY_SHIFT

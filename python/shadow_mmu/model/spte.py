@@ -6,7 +6,17 @@ spelled out, with two software bits: host-writable, and MMU-writable (nothing wr
 
 from typing import Final
 
-from .constants import ACC_U, ACC_W, ACC_X, PAGE_SHIFT, PFN_MASK, RAM_BASE_PFN, SHADOW_BASE_PFN
+from .constants import (
+    ACC_U,
+    ACC_W,
+    ACC_X,
+    KEY_MASK,
+    KEY_SHIFT,
+    PAGE_SHIFT,
+    PFN_MASK,
+    RAM_BASE_PFN,
+    SHADOW_BASE_PFN,
+)
 
 P: Final = 1
 W: Final = 1 << 1
@@ -32,21 +42,27 @@ def page_id(spte_or_hpa: int) -> int:
     return ((spte_or_hpa & PFN_MASK) >> PAGE_SHIFT) - SHADOW_BASE_PFN
 
 
-def read_only_leaf(gfn: int, access: int, *, accessed: bool) -> int:
-    """Return a leaf for a guest frame with the U and X rights of ``access`` and no W."""
+def read_only_leaf(gfn: int, access: int, key: int, *, accessed: bool) -> int:
+    """Return a leaf for a guest frame with the U and X rights of ``access``, its protection key, and no W."""
     spte = P | HOST_WRITABLE | SHADOW_PRESENT | (gfn + RAM_BASE_PFN) << PAGE_SHIFT
+    spte |= key << KEY_SHIFT
     return spte | (A if accessed else 0) | (U if access & ACC_U else 0) | (0 if access & ACC_X else NX)
 
 
-def combined(gfn: int, access: int, *, dirty: bool) -> int:
-    """Return what a TLB keeps of a translation in two dimensions: the frame, and the rights and the D of the guest's own entries."""
-    spte = P | A | (gfn + RAM_BASE_PFN) << PAGE_SHIFT | (D if dirty else 0)
+def combined(gfn: int, access: int, key: int, *, dirty: bool) -> int:
+    """Return what a TLB keeps of a translation in two dimensions: the frame; rights, key and D of the guest's own entries."""
+    spte = P | A | (gfn + RAM_BASE_PFN) << PAGE_SHIFT | (D if dirty else 0) | key << KEY_SHIFT
     return spte | (W if access & ACC_W else 0) | (U if access & ACC_U else 0) | (0 if access & ACC_X else NX)
 
 
 def leaf_gfn(spte: int) -> int:
     """Return the guest frame that a leaf maps."""
     return ((spte & PFN_MASK) >> PAGE_SHIFT) - RAM_BASE_PFN
+
+
+def key_of(spte: int) -> int:
+    """Return the protection key of a leaf."""
+    return spte >> KEY_SHIFT & KEY_MASK
 
 
 def loses_write(old: int, new: int) -> bool:

@@ -25,8 +25,8 @@ def state_words(vm: SharedState) -> bytes:
 
 def _vcpu_words(vcpu: Vcpu) -> list[int]:
     registers = vcpu.registers
-    words = [registers.cr0, registers.cr3, registers.cr4, registers.efer, vcpu.requests, int(vcpu.shut_down)]
-    words += (*vcpu.pdptrs, len(vcpu.previous))
+    words = [registers.cr0, registers.cr3, registers.cr4, registers.efer, registers.pkru]
+    words += (vcpu.requests, int(vcpu.shut_down), *vcpu.pdptrs, len(vcpu.previous))
     for root in (vcpu.root, *vcpu.previous):
         words += (root.pgd, root.hpa, *root.entries, *root.pdptrs)
     words.append(vcpu.tlb.sets)

@@ -6,7 +6,7 @@ from . import spte as sptes
 from .constants import EVENT_SYNC_PAGE, GPTE_A, GPTE_P, PAGE_SHIFT, PFN_MASK
 from .leaf import make_spte
 from .pages import ShadowPage
-from .permissions import has_reserved_bits, leaf_access
+from .permissions import has_reserved_bits, key_of, leaf_access
 from .role import gpte_gpa, may_sync
 from .unsync import UnsyncBatch, clear_path, clear_unsync
 from .vcpu import Vcpu
@@ -41,10 +41,11 @@ def sync_spte(vm: SharedState, vcpu: Vcpu, page: ShadowPage, index: int) -> Spte
         vm.books.drop_leaf(page, index)
         return SpteSync.FLUSH
     wanted = leaf_access(page.access, gpte)
-    if wanted == access:
+    key = key_of(vcpu.context, gpte)
+    if wanted == access and key == sptes.key_of(old):
         return SpteSync.KEPT
     page.translations[index] = (gfn, wanted)
-    new, _ = make_spte(vm, vcpu, wanted, gfn, old, prefetch=True, synchronizing=True)
+    new, _ = make_spte(vm, vcpu, wanted, gfn, key=key, old=old, prefetch=True, synchronizing=True)
     if new == old:
         return SpteSync.KEPT
     page.sptes[index] = new

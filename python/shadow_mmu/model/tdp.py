@@ -100,7 +100,7 @@ def walk_in_two_dimensions(vm: SharedState, vcpu: Vcpu, gva: int, access: Access
         return Violation(gpa, None)
     # Without paging there is no D: as if it were set.
     dirty = not guest.gptes or bool(guest.gptes[guest.level] & GPTE_D)
-    return sptes.combined(reached >> PAGE_SHIFT, guest.access, dirty=dirty)
+    return sptes.combined(reached >> PAGE_SHIFT, guest.access, guest.key, dirty=dirty)
 
 
 def handle_violation(
@@ -117,7 +117,7 @@ def handle_violation(
         return GuestFault(violation.table)
     with vm.lock.take(vcpu, "fault"):
         # No guest entry led here: a walk whose leaf is above the root leaves the whole path to direct pages.
-        walked = GuestWalk(4, gfn, ACC_ALL, {}, {}, {})
+        walked = GuestWalk(4, gfn, ACC_ALL, {}, {}, {}, 0)
         result = map_walk(vm, vcpu, violation.gpa, walked, write=access.write)
     count(vcpu, result)
     return result

@@ -7,6 +7,7 @@ from shadow_mmu.cpu import CpuModel
 from shadow_mmu.policy import Policy
 
 from .constants import (
+    ACC_U,
     ACCESS_FLAGS,
     COUNTERS,
     FETCH,
@@ -19,7 +20,7 @@ from .constants import (
     WORD,
     WRITE,
 )
-from .permissions import Access, Context, access_code, make_access, make_context
+from .permissions import Access, Context, access_code, key_denies, make_access, make_context
 from .registers import PagingMode, Registers
 from .role import TDP_ROLE, root_role
 from .spte import NX, D, P, U, W
@@ -96,6 +97,8 @@ class AccessRights:
     """Bits that must be set."""
     forbid: int
     """Bits that must be clear."""
+    denied_keys: int
+    """Protection keys, a bit each, whose user pages PKRU denies."""
     access: Access
     code: int
     """The error-code bits of the access itself."""
@@ -194,7 +197,10 @@ class Vcpu:
             forbid |= U if self.context.smep else 0
         elif not access.override:
             forbid |= U if self.context.smap else 0
-        return AccessRights(need, forbid, access, access_code(access))
+        # Over shadow tables the hardware runs with CR0.WP=1, so that a write-disabled key stops the supervisor too.
+        hardware = self.context if self.tdp else replace(self.context, wp=True)
+        denied = sum(1 << key for key in range(16) if key_denies(hardware, ACC_U, key, access))
+        return AccessRights(need, forbid, denied, access, access_code(access))
 
     def settle_cr3_write(self) -> None:
         """Class the last CR3 write: no lock that is taken from here on is on its account."""

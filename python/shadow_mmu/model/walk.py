@@ -13,10 +13,11 @@ from .constants import (
     PAGE_SHIFT,
     PF_F,
     PF_P,
+    PF_PK,
     PF_RSVD,
     PFN_MASK,
 )
-from .permissions import Access, Context, access_code, gpte_access, has_reserved_bits, is_denied
+from .permissions import Access, Context, access_code, gpte_access, has_reserved_bits, is_denied, key_denies, key_of
 
 
 class TableMemory(Protocol):
@@ -50,6 +51,8 @@ class GuestWalk(NamedTuple):
     """By level: the frame of the table."""
     gptes: dict[int, int]
     """By level: the raw entry; after :func:`walk` with A and D set."""
+    key: int
+    """Protection key of the page."""
 
 
 def entry_gpa(context: Context, table_gfn: int, gva: int, level: int) -> int:
@@ -87,7 +90,7 @@ def walk(memory: TableMemory, context: Context, first_table: int | None, gva: in
     restart of a walk whose compare-exchange failed.
     """
     if not context.top:
-        return GuestWalk(3, gva >> PAGE_SHIFT, ACC_ALL, {}, {}, {})  # E103: no tables, no rights, no faults
+        return GuestWalk(3, gva >> PAGE_SHIFT, ACC_ALL, {}, {}, {}, 0)  # E103: no tables, no rights, no faults
     while True:
         result = _walk_once(memory, context, first_table, gva, access)
         if result is not None:
@@ -146,10 +149,13 @@ def descend(
             break
         gfn = (gpte & PFN_MASK) >> PAGE_SHIFT
         level -= 1
-    if is_denied(context, acc, access):  # step 6
+    key = key_of(context, gpte)
+    if key_denies(context, acc, key, access):  # step 6
+        return code | PF_P | PF_PK
+    if is_denied(context, acc, access):
         return code | PF_P
     target = leaf_gfn(context, gpte, gva, level)  # step 7
-    return GuestWalk(level, target, acc, parent_access, table_gfn, gptes)
+    return GuestWalk(level, target, acc, parent_access, table_gfn, gptes, key)
 
 
 def compare_exchange(memory: TableMemory, context: Context, gpa: int, old: int, new: int) -> bool:

@@ -11,16 +11,17 @@ from shadow_mmu.model.constants import (
     FLAG_USER,
     PF_F,
     PF_P,
+    PF_PK,
     PF_RSVD,
     READ,
     WRITE,
 )
-from shadow_mmu.model.permissions import Access, Context, access_code, is_denied, make_access
+from shadow_mmu.model.permissions import Access, Context, access_code, is_denied, key_denies, key_of, make_access
 
 from .guest import PDPTR
 from .types import AccessAnswer, EntryKind, Rights, WalkDimension, WalkStep
 
-__all__ = ["KINDS", "Asked", "answer", "ask", "rights_in_words"]
+__all__ = ["KINDS", "Asked", "answer", "ask", "leaf_key", "rights_in_words"]
 
 KINDS: Final = {"read": READ, "write": WRITE, "fetch": FETCH}
 
@@ -53,8 +54,13 @@ def ask(kind: object, *, user: bool = False, ac: bool = False, implicit: bool = 
     return Asked(make_access(KINDS[kind], flags), " ".join(words))
 
 
-def rights_in_words(context: Context, rights: Rights) -> str:
-    """Return who may do what in this mode, over entries that give these rights.
+def leaf_key(context: Context, walk: WalkDimension) -> int:
+    """Return the protection key of the page that a walk reaches; 0 where there is none."""
+    return key_of(context, walk.steps[-1].entry) if walk.end is EntryKind.PAGE and walk.steps else 0
+
+
+def rights_in_words(context: Context, rights: Rights, key: int = 0) -> str:
+    """Return who may do what in this mode, over entries that give these rights to a page with this protection key.
 
     >>> from shadow_mmu.cpu import CpuModel
     >>> from shadow_mmu.model.permissions import make_context
@@ -62,14 +68,17 @@ def rights_in_words(context: Context, rights: Rights) -> str:
     >>> rights_in_words(make_context(Registers(), CpuModel()), Rights(writable=False, executable=True, user=True))
     'a user may read and fetch; a supervisor may read and fetch'
     """
-    return f"a user may {_may(context, rights, user=True)}; a supervisor may {_may(context, rights, user=False)}"
+    return (
+        f"a user may {_may(context, rights, key, user=True)}; a supervisor may {_may(context, rights, key, user=False)}"
+    )
 
 
-def _may(context: Context, rights: Rights, *, user: bool) -> str:
+def _may(context: Context, rights: Rights, key: int, *, user: bool) -> str:
     allowed, with_ac = [], []
     for name in KINDS:
         plain, overriding = (
-            not is_denied(context, rights.access, ask(name, user=user, ac=ac).access) for ac in (False, True)
+            not is_denied(context, rights.access, one) and not key_denies(context, rights.access, key, one)
+            for one in (ask(name, user=user, ac=ac).access for ac in (False, True))
         )
         if plain:
             allowed.append(name)
@@ -112,6 +121,12 @@ def answer(context: Context, guest: WalkDimension, asked: Asked, *, in_memory: b
             "#PF",
             code | (PF_P | PF_RSVD if reserved else 0),
             f"{_where([last])}: {_missing(context, last)}",
+        )
+    key = leaf_key(context, guest)
+    if key_denies(context, guest.rights.access, key, access):
+        bit = "access" if context.pkru >> 2 * key & 1 else "write"
+        return AccessAnswer(
+            asked.words, "#PF", code | PF_P | PF_PK, f"PKRU has {bit}-disable for key {key} of the page"
         )
     if is_denied(context, guest.rights.access, access):
         return AccessAnswer(asked.words, "#PF", code | PF_P, _refusal(context, guest, access))

@@ -10,7 +10,7 @@ from typing import Any
 from shadow_mmu.model.constants import PAGE_SIZE
 from shadow_mmu.model.permissions import Context
 
-from .access import Asked, answer, rights_in_words
+from .access import Asked, answer, leaf_key, rights_in_words
 from .guest import PDPTR, TableMemory, guest_dimension
 from .shadow import ShadowPath, shadow_dimension, tlb_entry
 from .types import AccessAnswer, EntryKind, PageWalk, WalkDimension, WalkStep
@@ -32,7 +32,7 @@ Way = Callable[[int, int], Mapping[str, Any]]
 def explain(
     memory: TableMemory,
     shadow_path: Way,
-    context_of: Callable[[tuple[int, int, int, int]], Context],
+    context_of: Callable[[tuple[int, int, int, int, int]], Context],
     gva: int,
     vcpu: int,
     *,
@@ -47,7 +47,7 @@ def explain(
     shadow_path : callable
         Of the machine: from (vCPU, address) to the way through its shadow tables.
     context_of : callable
-        From (CR0, CR3, CR4, EFER) to the rules of the guest's walk.
+        From (CR0, CR3, CR4, EFER, PKRU) to the rules of the guest's walk.
     gva, vcpu : int
     asked : Asked, optional
         An access to be answered too.
@@ -68,7 +68,11 @@ def explain(
         verdict = compare(context, guest, shadow, in_memory=in_memory)
         loose = may_decide_otherwise(verdict, guest, shadow)
         second, found = shadow, [verdict_words(verdict, guest, shadow), tlb_words(tlb, shadow, path.requests)]
-    rights = [] if guest.rights is None else [f"by the guest's tables {rights_in_words(context, guest.rights)}"]
+    rights = (
+        []
+        if guest.rights is None
+        else [f"by the guest's tables {rights_in_words(context, guest.rights, leaf_key(context, guest))}"]
+    )
     notes = (*rights, *found, *pending_words(path))
     reply = None if asked is None else answer(context, guest, asked, in_memory=in_memory)
     if reply is not None and path.shut_down:

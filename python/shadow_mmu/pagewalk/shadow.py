@@ -28,6 +28,7 @@ _ROLE_BITS: Final = (
     (roles.CR0_WP, "cr0_wp"),
     (roles.SMEP_ANDNOT_WP, "smep_andnot_wp"),
     (roles.SMAP_ANDNOT_WP, "smap_andnot_wp"),
+    (roles.PKE_ANDNOT_WP, "pke_andnot_wp"),
 )
 _MODES: Final = {3: "PAE", 4: "4-level", 5: "5-level"}
 
@@ -53,7 +54,7 @@ class PathEntry(NamedTuple):
 class ShadowPath(NamedTuple):
     """What ``shadow_path`` of a machine tells."""
 
-    registers: tuple[int, int, int, int]
+    registers: tuple[int, int, int, int, int]
     pdptrs: tuple[int, ...]
     two_dimensions: bool
     root: int
@@ -74,10 +75,14 @@ class ShadowPath(NamedTuple):
 def spte_flags(spte: int) -> tuple[str, ...]:
     """Return the names of the flags of a shadow entry, lowest bit first (C.2).
 
-    >>> spte_flags(sptes.read_only_leaf(5, access=0, accessed=True))
+    >>> spte_flags(sptes.read_only_leaf(5, access=0, key=0, accessed=True))
     ('P', 'A', 'host-writable', 'NX')
+    >>> spte_flags(sptes.read_only_leaf(5, access=0, key=3, accessed=False))
+    ('P', 'host-writable', 'PK=3', 'NX')
     """
-    return tuple(name for bit, name in _FLAGS if spte & bit)
+    key = sptes.key_of(spte)
+    named = [*_FLAGS[:-1], *([(spte, f"PK={key}")] if key else []), _FLAGS[-1]]
+    return tuple(name for bit, name in named if spte & bit)
 
 
 def spte_rights(spte: int) -> Rights:
@@ -95,6 +100,8 @@ def role_words(role: int) -> str:
     words.append(str(Rights.of_access(role >> roles.ACCESS_SHIFT & ACC_ALL)))
     if role & roles.FOUR_BYTE:
         words.append(f"4-byte quadrant {(role & roles.QUADRANT_MASK) >> roles.QUADRANT_SHIFT}")
+    if key := roles.key_of(role):
+        words.append(f"key {key}")
     return " ".join([*words, *(name for bit, name in _ROLE_BITS if role & bit)])
 
 

@@ -5,6 +5,7 @@ from typing import Final
 from shadow_mmu.model import constants as c
 from shadow_mmu.model.permissions import Context
 
+from .access import leaf_key
 from .shadow import ShadowPath
 from .types import EntryKind, Rights, ShadowStep, TlbEntry, Verdict, WalkDimension, WalkStep
 
@@ -50,7 +51,7 @@ def compare(context: Context, guest: WalkDimension, shadow: WalkDimension, *, in
         return Verdict.UNMAPPED if shadow.rights is None else Verdict.STALE
     if shadow.rights is None:
         return Verdict.MISSING if in_memory else Verdict.MMIO
-    if guest.address != shadow.address:
+    if guest.address != shadow.address or leaf_key(context, guest) != leaf_key(context, shadow):
         return Verdict.STALE
     legal = _rights_of_a_leaf(context, guest.rights)
     if shadow.rights in legal:

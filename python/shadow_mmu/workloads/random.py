@@ -39,6 +39,7 @@ _CR0: Final = 0x80050033
 _CR0_WP, _CR0_CD, _CR0_NW, _CR0_PG = 1 << 16, 1 << 30, 1 << 29, 1 << 31
 _CR4_PSE, _CR4_PGE, _CR4_LA57, _CR4_SMEP, _CR4_SMAP = 1 << 4, 1 << 7, 1 << 12, 1 << 20, 1 << 21
 _CR4_MODE: Final = _CR4_PSE | 1 << 5 | _CR4_LA57
+_CR4_PKE: Final = 1 << 22
 _EFER_NXE: Final = 1 << 11
 _BIT63: Final = 1 << 63
 _POLICIES: Final = ("locked", "seed", "lru:0", "lru:1", "lru:3", "lru:3", "lru:8")
@@ -245,6 +246,17 @@ class _Generator:
             for _ in range(rng.randint(2, 5))
         ]
 
+    def keys(self) -> list[Op]:
+        """Write PKRU: rights of the keys that entries have, or what is refused; now and then toggle CR4.PKE."""
+        rng, vcpu = self.rng, self._vcpu()
+        if not self.config.cpu.pku:
+            return [op.write_pkru(0, vcpu=vcpu, host=rng.random() < 0.5)]
+        if rng.random() < 0.2:
+            self.cr4[vcpu] ^= _CR4_PKE
+            return [op.write_cr4(self.cr4[vcpu], vcpu=vcpu, host=rng.random() < 0.5)]
+        pkru = sum(rng.choice((0, 0, 1, 2, 3)) << 2 * key for key in (0, 1, 2, 15))
+        return [op.write_pkru(pkru | (rng.random() < 0.03) << 32, vcpu=vcpu, host=rng.random() < 0.2)]
+
     def registers(self) -> list[Op]:
         """Toggle WP, SMEP, SMAP, NXE, PGE, PSE."""
         rng, vcpu, world = self.rng, self._vcpu(), self.world
@@ -390,6 +402,7 @@ class _Generator:
             (self.repair, 3),
             (self.flood, 3),
             (self.registers, 3),
+            (self.keys, 6 if self.config.cpu.pku else 1),
             (self.refused, 4),
             (self.upheaval, 4),
         )

@@ -21,6 +21,7 @@ SLOTS: Final = ((0, LOW_BYTES), (HIGH_SLOT, HIGH_BYTES))
 
 P, W, U, PWT, PCD, A, D, PS, G = (1 << bit for bit in range(9))
 NX: Final = 1 << 63
+KEY_SHIFT: Final = 59
 _FIRST_TABLE_GFN: Final = 0x10
 _FIRST_DATA_GFN: Final = 0x80
 DATA_GFNS: Final = tuple(range(_FIRST_DATA_GFN, _FIRST_DATA_GFN + 12))
@@ -91,6 +92,7 @@ def random_processor(rng: Random) -> CpuModel:
     """Draw a processor: mostly one that has everything, sometimes one that lacks this or that."""
     lack = 0.15 if rng.random() < 0.3 else 0.0
     features = {name: rng.random() >= lack for name in ("gib_pages", "pse36", "nx", "wp", "smep", "smap", "la57")}
+    features["pku"] = rng.random() < 0.3
     return CpuModel(maxphyaddr=rng.choice((46, 46, 40, 52)), **features)
 
 
@@ -173,6 +175,8 @@ class World:
             bits |= bit * (rng.random() < chance)
         if rng.random() < 0.01:
             bits |= 1 << rng.choice((self.cpu.maxphyaddr, 51, 7))
+        if self.cpu.pku and self.paging.entry_bytes == 8 and not self.paging.has_pdptrs:
+            bits |= rng.choice((0, 0, 1, 2, 15)) << KEY_SHIFT
         return (self._target(rng, level) | bits) & ((1 << 8 * self.paging.entry_bytes) - 1)
 
     def _target(self, rng: Random, level: int) -> int:

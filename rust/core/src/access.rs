@@ -33,6 +33,8 @@ bitflags! {
         const RSVD = 8;
         /// The access was an instruction fetch.
         const FETCH = 16;
+        /// PKRU denies the access by the page's protection key.
+        const PK = 32;
     }
 
     /// Qualifiers of a guest access.
@@ -61,6 +63,41 @@ pub enum TranslateError {
 
 /// The gpa that an address translates to, whether or not a memslot has it.
 pub type Translation = Result<Gpa, TranslateError>;
+
+/// The protection key of a user page: bits 62:59 of its leaf entry (SDM vol. 3A, 4.6.2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(transparent)]
+pub struct ProtectionKey(u8);
+
+impl ProtectionKey {
+    /// Key 0, that of everything where there are no keys.
+    pub const NONE: ProtectionKey = ProtectionKey(0);
+    const SHIFT: u32 = 59;
+
+    /// The key of a 64-bit leaf entry, the guest's or a shadow entry.
+    #[inline]
+    pub const fn of_entry(entry: u64) -> Self {
+        Self((entry >> Self::SHIFT & 15) as u8)
+    }
+
+    /// The key with this number; of a larger one the low four bits.
+    #[inline]
+    pub const fn new(number: u8) -> Self {
+        Self(number & 15)
+    }
+
+    /// Its number, 0..=15.
+    #[inline]
+    pub const fn number(self) -> u8 {
+        self.0
+    }
+
+    /// Its bits in a 64-bit entry.
+    #[inline]
+    pub const fn entry_bits(self) -> u64 {
+        (self.0 as u64) << Self::SHIFT
+    }
+}
 
 /// What a guest access does with the page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

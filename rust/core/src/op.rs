@@ -93,7 +93,7 @@ macro_rules! kinds {
 
         impl OpKind {
             /// The highest number.
-            pub const LAST: OpKind = OpKind::ZapGfn;
+            pub const LAST: OpKind = OpKind::WritePkru;
 
             /// The kind with this number.
             #[inline]
@@ -140,6 +140,8 @@ kinds! {
     Work = 14,
     /// The host zaps the shadow pages of a gfn.
     ZapGfn = 15,
+    /// WRPKRU.
+    WritePkru = 16,
 }
 
 impl OpKind {
@@ -165,6 +167,8 @@ pub enum Outcome {
     },
     /// #GP(0) was injected; nothing changed.
     GeneralProtection,
+    /// #UD was injected: the processor does not have the instruction as its registers are.
+    InvalidOpcode,
     /// The gpa is in no memslot: an exit to the device model. Nothing was installed.
     Mmio(Gpa),
     /// The vCPU is shut down.
@@ -175,7 +179,7 @@ pub enum Outcome {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub struct OutcomeRecord {
-    /// 0 ok, 1 #PF, 2 #GP, 3 MMIO, 4 triple fault.
+    /// 0 ok, 1 #PF, 2 #GP, 3 MMIO, 4 triple fault, 5 #UD.
     pub code: u8,
     /// Zero.
     pub pad: [u8; 3],
@@ -193,6 +197,7 @@ impl From<Outcome> for OutcomeRecord {
             Outcome::GeneralProtection => (2, 0, 0),
             Outcome::Mmio(gpa) => (3, 0, gpa.get()),
             Outcome::TripleFault => (4, 0, 0),
+            Outcome::InvalidOpcode => (5, 0, 0),
         };
         Self { code, pad: [0; 3], error, value }
     }

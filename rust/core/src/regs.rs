@@ -26,6 +26,8 @@ pub const CR4_LA57: u64 = 1 << 12;
 pub const CR4_SMEP: u64 = 1 << 20;
 /// CR4.SMAP.
 pub const CR4_SMAP: u64 = 1 << 21;
+/// CR4.PKE.
+pub const CR4_PKE: u64 = 1 << 22;
 /// EFER.LME.
 pub const EFER_LME: u64 = 1 << 8;
 /// EFER.LMA.
@@ -38,7 +40,7 @@ const CR4_COMMON: u64 = 0x7ff | 1 << 11 | 1 << 16 | 1 << 18;
 /// EFER bits that every vCPU has: SCE.
 const EFER_COMMON: u64 = 1;
 /// CR4 bits whose change re-derives the MMU context (`KVM_MMU_CR4_ROLE_BITS`).
-const CR4_ROLE: u64 = CR4_PSE | CR4_PAE | CR4_LA57 | CR4_SMEP | CR4_SMAP;
+const CR4_ROLE: u64 = CR4_PSE | CR4_PAE | CR4_LA57 | CR4_SMEP | CR4_SMAP | CR4_PKE;
 
 /// Who sets a register.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,6 +54,15 @@ pub enum Writer {
 /// #GP(0): the register write does not happen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GeneralProtection;
+
+/// Why PKRU is not written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PkruRefused {
+    /// #UD: CR4.PKE is clear, the instruction does not exist.
+    InvalidOpcode,
+    /// #GP(0): bits 63:32 are set (EDX must be 0), or the host sets PKRU of a processor that has none.
+    GeneralProtection,
+}
 
 /// How guest tables are walked (B.1).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -127,6 +138,8 @@ pub struct ControlRegs {
     pub cr4: u64,
     /// EFER.
     pub efer: u64,
+    /// PKRU: two bits for each protection key, access-disable and write-disable.
+    pub pkru: u32,
 }
 
 /// The CR4 bits that this processor has; another is #GP.
@@ -134,7 +147,8 @@ const fn cr4_bits(cpu: &CpuModel) -> u64 {
     let mut bits = CR4_COMMON;
     bits |= if cpu.la57 && cpu.long_mode { CR4_LA57 } else { 0 };
     bits |= if cpu.smep { CR4_SMEP } else { 0 };
-    bits | if cpu.smap { CR4_SMAP } else { 0 }
+    bits |= if cpu.smap { CR4_SMAP } else { 0 };
+    bits | if cpu.pku { CR4_PKE } else { 0 }
 }
 
 /// The EFER bits that this processor has; another is #GP.
@@ -163,6 +177,7 @@ impl ControlRegs {
             cr3: 0,
             cr4: CR4_PAE,
             efer: if cpu.long_mode { EFER_LMA | EFER_LME } else { 0 } | if cpu.nx { EFER_NXE } else { 0 },
+            pkru: 0,
         }
     }
 
@@ -253,6 +268,27 @@ impl ControlRegs {
             load_pdptrs: self.mode() == PagingMode::Pae && old.mode() != PagingMode::Pae,
             ..Effects::default()
         })
+    }
+
+    /// WRPKRU. It leaves for no hypervisor, and takes effect at once.
+    ///
+    /// # Errors
+    /// [`PkruRefused`]; the register keeps its value.
+    pub const fn set_pkru(&mut self, value: u64, writer: Writer, cpu: &CpuModel) -> Result<(), PkruRefused> {
+        if matches!(writer, Writer::Guest) && self.cr4 & CR4_PKE == 0 {
+            return Err(PkruRefused::InvalidOpcode);
+        }
+        if !cpu.pku || value >> 32 != 0 {
+            return Err(PkruRefused::GeneralProtection);
+        }
+        self.pkru = value as u32;
+        Ok(())
+    }
+
+    /// Whether protection keys are in force: CR4.PKE in long mode.
+    #[inline]
+    pub const fn has_keys(&self) -> bool {
+        self.cr4 & CR4_PKE != 0 && self.is_long_mode()
     }
 
     /// Whether CR3 may hold the value: in long mode no bit at or above MAXPHYADDR is set (B.3).

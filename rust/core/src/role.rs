@@ -5,7 +5,7 @@
 use core::ops::Range;
 
 use crate::{
-    access::Access,
+    access::{Access, ProtectionKey},
     addr::{ENTRIES, Gfn, Gpa, Level},
     regs::PagingMode,
 };
@@ -30,6 +30,10 @@ const CR0_WP: u32 = 1 << 13;
 const SMEP_ANDNOT_WP: u32 = 1 << 14;
 const SMAP_ANDNOT_WP: u32 = 1 << 15;
 const PASSTHROUGH: u32 = 1 << 18;
+// Two fields that KVM has not, for it gives no protection keys to a guest on shadow page tables; 0 without them.
+const KEY_SHIFT: u32 = 19;
+const KEY: u32 = 15 << KEY_SHIFT;
+const PKE_ANDNOT_WP: u32 = 1 << 23;
 
 /// Bits in which a page must agree with the vCPU's root role to be synced by it (C.5, F-37).
 pub const ROLE_SYNC_MASK: u32 = !(LEVEL | ACCESS | QUADRANT | PASSTHROUGH);
@@ -45,6 +49,8 @@ pub struct RoleInputs {
     pub smep: bool,
     /// CR4.SMAP.
     pub smap: bool,
+    /// Protection keys are in force.
+    pub keys: bool,
 }
 
 impl PageRole {
@@ -62,6 +68,7 @@ impl PageRole {
         } else {
             word |= if inputs.smep { SMEP_ANDNOT_WP } else { 0 };
             word |= if inputs.smap { SMAP_ANDNOT_WP } else { 0 };
+            word |= if inputs.keys { PKE_ANDNOT_WP } else { 0 };
         }
         Self(word)
     }
@@ -84,12 +91,12 @@ impl PageRole {
     /// A table of 4-byte entries has 1,024 of them: two pages shadow it, told apart by the quadrant (E131).
     #[must_use]
     pub fn child(self, access: Access, direct: Directness, index: usize) -> Self {
-        let mut word = self.0 & !(LEVEL | ACCESS | DIRECT | INVALID);
+        let mut word = self.0 & !(LEVEL | ACCESS | DIRECT | INVALID | KEY);
         if self.has_four_byte_entries() {
             word = word & !QUADRANT | (index as u32 & 1) << QUADRANT_SHIFT;
         }
         let direct = match direct {
-            Directness::Direct => DIRECT,
+            Directness::Direct(key) => DIRECT | u32::from(key.number()) << KEY_SHIFT,
             Directness::Indirect => 0,
         };
         Self(word | u32::from(self.level().down().get()) | (u32::from(access.bits()) << ACCESS_SHIFT) | direct)
@@ -165,6 +172,12 @@ impl PageRole {
         self.0 & DIRECT != 0
     }
 
+    /// Protection key of what a direct page maps.
+    #[inline]
+    pub const fn key(self) -> ProtectionKey {
+        ProtectionKey::new((self.0 >> KEY_SHIFT) as u8)
+    }
+
     /// Whether the page belongs to a context with CR0.WP set.
     #[inline]
     pub const fn has_wp(self) -> bool {
@@ -195,15 +208,15 @@ impl PageRole {
 pub enum Directness {
     /// It shadows one guest table.
     Indirect,
-    /// It maps a linear range of guest frames.
-    Direct,
+    /// It maps a linear range of guest frames, all with the key of the large page that it splits.
+    Direct(ProtectionKey),
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const INPUTS: RoleInputs = RoleInputs { mode: PagingMode::Long4, wp: true, smep: true, smap: true };
+    const INPUTS: RoleInputs = RoleInputs { mode: PagingMode::Long4, wp: true, smep: true, smap: true, keys: false };
 
     #[test]
     fn c1_root_role_word_is_kvms() {
@@ -241,16 +254,17 @@ mod tests {
     #[test]
     fn e044_a_root_of_two_dimensional_paging_has_one_role() {
         assert_eq!(PageRole::tdp().word(), 4 | 1 << 7 | 7 << 8 | 1 << 12 | 1 << 13);
-        let leaf = PageRole::tdp().child(Access::all(), Directness::Direct, 5);
+        let leaf = PageRole::tdp().child(Access::all(), Directness::Direct(ProtectionKey::NONE), 5);
         assert_eq!(leaf.word(), 3 | 1 << 7 | 7 << 8 | 1 << 12 | 1 << 13);
     }
 
     #[test]
     fn f05_child_role_does_not_inherit_invalid() {
         let parent = PageRole::root(INPUTS).invalidated();
-        let child = parent.child(Access::USER, Directness::Direct, 7);
+        let child = parent.child(Access::USER, Directness::Direct(ProtectionKey::new(9)), 7);
         assert!(!child.is_invalid() && child.is_direct());
-        assert_eq!((child.level(), child.access()), (Level::PDPT, Access::USER));
+        assert_eq!((child.level(), child.access(), child.key().number()), (Level::PDPT, Access::USER, 9));
+        assert_eq!(child.child(Access::USER, Directness::Indirect, 0).key(), ProtectionKey::NONE);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Shadow page-table entries, in the format that the hardware walks (C.2, non-EPT).
 
 use crate::{
-    access::Access,
+    access::{Access, ProtectionKey},
     addr::{Hpa, PHYS_MASK, Pfn, SpId},
 };
 
@@ -57,6 +57,18 @@ impl Spte {
         raw |= if access.contains(Access::USER) { USER } else { 0 };
         raw |= if access.contains(Access::EXEC) { 0 } else { NX };
         Spte(raw | if dirty { DIRTY } else { 0 })
+    }
+
+    /// The leaf of a page with this protection key.
+    #[must_use]
+    pub(crate) const fn with_key(self, key: ProtectionKey) -> Spte {
+        Spte(self.0 | key.entry_bits())
+    }
+
+    /// The protection key of a leaf.
+    #[inline]
+    pub(crate) const fn key(self) -> ProtectionKey {
+        ProtectionKey::of_entry(self.0)
     }
 
     /// The leaf with write permission: W, MMU-writable and D (a W entry is dirty from the start).

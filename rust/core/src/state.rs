@@ -32,7 +32,7 @@ pub(crate) fn words(shared: &Shared, vcpus: &[&mut Vcpu], host: &MmuCx) -> Vec<u
 
 fn vcpu_words(shared: &Shared, vcpu: &Vcpu, out: &mut Vec<u64>) {
     let regs = &vcpu.regs;
-    out.extend([regs.cr0, regs.cr3, regs.cr4, regs.efer]);
+    out.extend([regs.cr0, regs.cr3, regs.cr4, regs.efer, u64::from(regs.pkru)]);
     out.extend([u64::from(vcpu.pending(shared).bits()), u64::from(vcpu.shut_down)]);
     out.extend(vcpu.pdptrs);
     out.push(vcpu.roots.previous.len() as u64);

@@ -326,6 +326,7 @@ impl Cpu<'_> {
             OpKind::WriteCr0 => Ok(vcpu.write_cr0(shared, op.addr, writer)),
             OpKind::WriteCr4 => Ok(vcpu.write_cr4(shared, op.addr, writer)),
             OpKind::WriteEfer => Ok(vcpu.write_efer(shared, op.addr, writer)),
+            OpKind::WritePkru => Ok(vcpu.write_pkru(shared, op.addr, writer)),
             OpKind::SyncTlb => vcpu.enter_once(shared),
             OpKind::Work => {
                 if op.value > MAX_WORK {
@@ -382,6 +383,14 @@ impl Cpu<'_> {
     /// As [`write_cr0`](Self::write_cr0).
     pub fn write_efer(&mut self, value: u64) -> Result<Outcome> {
         Ok(self.vcpu.write_efer(self.shared, value, Writer::Guest))
+    }
+
+    /// WRPKRU, of EDX:EAX.
+    ///
+    /// # Errors
+    /// As [`write_cr0`](Self::write_cr0).
+    pub fn write_pkru(&mut self, value: u64) -> Result<Outcome> {
+        Ok(self.vcpu.write_pkru(self.shared, value, Writer::Guest))
     }
 
     /// INVLPG.

@@ -28,6 +28,7 @@ pub(crate) struct Processor {
     smap: bool,
     la57: bool,
     long_mode: bool,
+    pku: bool,
 }
 
 impl Processor {
@@ -43,6 +44,7 @@ impl Processor {
             smap: self.smap,
             la57: self.la57,
             long_mode: self.long_mode,
+            pku: self.pku,
         }
     }
 }

@@ -39,6 +39,7 @@ static CLOSED: Class = Class::new("ClosedError");
 static CONFIG: Class = Class::new("ConfigError");
 static FORKED: Class = Class::new("ForkedError");
 static GENERAL_PROTECTION: Class = Class::new("GeneralProtection");
+static INVALID_OPCODE: Class = Class::new("InvalidOpcode");
 static GUEST_MEMORY: Class = Class::new("GuestMemoryError");
 static MEMORY_RANGE: Class = Class::new("MemoryRangeError");
 static PAGE_FAULT: Class = Class::new("PageFault");
@@ -85,6 +86,7 @@ pub(crate) fn from_outcome(py: Python<'_>, outcome: Outcome) -> PyResult<Reached
         Outcome::Mmio(gpa) => Ok(Reached::Mmio(gpa.get())),
         Outcome::PageFault { address, code } => Err(PAGE_FAULT.raise(py, (address.get(), code.bits()))),
         Outcome::GeneralProtection => Err(GENERAL_PROTECTION.raise(py, (0_u32,))),
+        Outcome::InvalidOpcode => Err(INVALID_OPCODE.raise(py, ())),
         Outcome::TripleFault => Err(TRIPLE_FAULT.raise(py, ())),
     }
 }

@@ -118,7 +118,7 @@ pub(crate) fn shadow_page<'py>(py: Python<'py>, page: &ShadowPageInfo) -> PyResu
 /// The way of one translation.
 pub(crate) fn shadow_path<'py>(py: Python<'py>, path: &ShadowPath) -> PyResult<Bound<'py, PyDict>> {
     let (regs, dict) = (&path.regs, PyDict::new(py));
-    dict.set_item("registers", (regs.cr0, regs.cr3, regs.cr4, regs.efer))?;
+    dict.set_item("registers", (regs.cr0, regs.cr3, regs.cr4, regs.efer, regs.pkru))?;
     dict.set_item("pdptrs", path.pdptrs)?;
     dict.set_item("two_dimensions", path.two_dimensions)?;
     dict.set_item("root", path.root.get())?;

@@ -106,6 +106,12 @@ impl Vcpu {
         self.with(py, |cpu| Ok(cpu.regs().efer))
     }
 
+    /// PKRU as the guest reads it.
+    #[getter]
+    fn pkru(&self, py: Python<'_>) -> PyResult<u32> {
+        self.with(py, |cpu| Ok(cpu.regs().pkru))
+    }
+
     /// MOV to CR0.
     #[pyo3(signature = (value, /))]
     fn write_cr0(&self, py: Python<'_>, value: Word) -> PyResult<()> {
@@ -128,6 +134,12 @@ impl Vcpu {
     #[pyo3(signature = (value, /))]
     fn write_efer(&self, py: Python<'_>, value: Word) -> PyResult<()> {
         self.instruction(py, |cpu| cpu.write_efer(value.0))
+    }
+
+    /// WRPKRU. Raises `InvalidOpcode` while CR4.PKE is clear.
+    #[pyo3(signature = (value, /))]
+    fn write_pkru(&self, py: Python<'_>, value: Word) -> PyResult<()> {
+        self.instruction(py, |cpu| cpu.write_pkru(value.0))
     }
 
     /// INVLPG.

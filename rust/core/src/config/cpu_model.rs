@@ -26,6 +26,9 @@ pub struct CpuModel {
     pub la57: bool,
     /// Long mode exists: EFER.LME may be set (CPUID.80000001H:EDX[29]).
     pub long_mode: bool,
+    /// CR4.PKE may be set: protection keys of user pages. KVM gives them to no guest on shadow page tables, and the default here
+    /// is the same; how they work all the same: docs/machine.md, 18.
+    pub pku: bool,
 }
 
 impl Default for CpuModel {
@@ -40,6 +43,7 @@ impl Default for CpuModel {
             smap: true,
             la57: true,
             long_mode: true,
+            pku: false,
         }
     }
 }

@@ -5,7 +5,7 @@
 use super::{
     MmuLocked, Requests,
     child::Child,
-    set_spte::{Maker, SetSpte},
+    set_spte::{Leaf, Maker, SetSpte},
 };
 use crate::{
     access::FaultCode,
@@ -66,7 +66,8 @@ impl MmuLocked<'_> {
         let Some(sp) = self.fetch_tables(root, walk, gva)? else { return Ok(FaultOutcome::Retry) };
         let sp = self.fetch_direct(sp, walk, gva)?;
         let at = SpteRef::new(sp, Level::PT.index(gva));
-        Ok(match self.set_spte(at, walk.access, walk.gfn, Maker::Fault { write }) {
+        let leaf = Leaf { gfn: walk.gfn, access: walk.access, key: walk.key };
+        Ok(match self.set_spte(at, leaf, Maker::Fault { write }) {
             SetSpte::Fixed => FaultOutcome::Fixed,
             SetSpte::Spurious => FaultOutcome::Spurious,
             SetSpte::WriteProtected => FaultOutcome::Emulate,
@@ -125,7 +126,7 @@ impl MmuLocked<'_> {
             self.shared.arena.header(sp).clear_flooding();
             let at = SpteRef::new(sp, level.index(gva));
             self.validate_direct(at, walk);
-            sp = match self.get_child(at, walk.gfn.round_down(level), walk.access, Directness::Direct)? {
+            sp = match self.get_child(at, walk.gfn.round_down(level), walk.access, Directness::Direct(walk.key))? {
                 Child::Linked(child) => child,
                 Child::Unlinked(child) => {
                     self.link_child(at, child);
@@ -137,11 +138,11 @@ impl MmuLocked<'_> {
         Ok(sp)
     }
 
-    /// Drops a linked direct page whose rights are not those wanted (E133). KVM: `validate_direct_spte`.
+    /// Drops a linked direct page whose rights or key are not those wanted (E133). KVM: `validate_direct_spte`.
     fn validate_direct(&mut self, at: SpteRef, walk: &GuestWalk) {
         if let Some(child) = self.spte(at).child() {
             let role = self.state.pages.page(child).role;
-            if role.is_direct() && role.access() != walk.access {
+            if role.is_direct() && (role.access() != walk.access || role.key() != walk.key) {
                 self.unlink_child(at, child);
                 self.shared.flush_remote(self.cx);
             }

@@ -67,7 +67,7 @@ impl MmuLocked<'_> {
             self.shared.flush_remote(self.cx);
         }
         if let Some(leaf) = self.guest_leaf(at, Mutant::None).filter(|leaf| self.shared.is_visible(leaf.gfn)) {
-            self.set_spte(at, leaf.access, leaf.gfn, Maker::Prefetch);
+            self.set_spte(at, leaf, Maker::Prefetch);
         }
     }
 }

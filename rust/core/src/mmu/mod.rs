@@ -107,6 +107,8 @@ pub(crate) struct PagingContext {
     pub(crate) va_bits: u32,
     /// Highest level whose guest entries map pages if bit 7 is set.
     pub(crate) largest: Level,
+    /// Whether bits 62:59 of a guest leaf are its protection key, whatever CR4.PKE is now.
+    pub(crate) keyed: bool,
 }
 
 impl PagingContext {
@@ -133,6 +135,7 @@ impl PagingContext {
                     wp: rules.write_protects_supervisor(),
                     smep: rules.smep(),
                     smap: rules.smap(),
+                    keys: rules.keys(),
                 }),
             },
             reserved,
@@ -140,6 +143,7 @@ impl PagingContext {
             hardware: if config.mmu.is_tdp() { rules } else { rules.shadow() },
             va_bits: mode.address_bits(),
             largest,
+            keyed: cpu.pku && mode.is_long(),
         }
     }
 }
@@ -197,6 +201,7 @@ impl Shared {
             largest: paging.largest,
             reserved: &paging.reserved,
             rules: paging.rules,
+            keyed: paging.keyed,
             keep_write_when_clean: self.mutated(Mutant::WalkKeepsWriteWhenClean),
             leaf_rights_only: self.mutated(Mutant::LeafRightsOnly),
         }

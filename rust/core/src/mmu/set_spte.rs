@@ -4,7 +4,7 @@
 
 use super::{MmuLocked, unsync::WriteVerdict};
 use crate::{
-    access::Access,
+    access::{Access, ProtectionKey},
     addr::{Gfn, Pfn, SpId, SpteRef},
     config::Mutant,
     shadow::{
@@ -27,6 +27,17 @@ pub(crate) enum Maker {
     Prefetch,
     /// A sync: it may never gain a writable mapping of a shadowed page.
     Sync,
+}
+
+/// What a leaf is to map, and how.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Leaf {
+    /// The frame.
+    pub(crate) gfn: Gfn,
+    /// Rights.
+    pub(crate) access: Access,
+    /// Protection key.
+    pub(crate) key: ProtectionKey,
 }
 
 /// What became of an SPTE.
@@ -70,10 +81,11 @@ impl MmuLocked<'_> {
         Spte::from_raw(publish::load_locked(&self.shared.arena.sptes(at.sp)[at.at()]))
     }
 
-    /// Builds a leaf for `gfn`. KVM: `make_spte`.
-    pub(crate) fn make_spte(&mut self, access: Access, gfn: Gfn, old: Spte, maker: Maker) -> Made {
+    /// Builds a leaf. KVM: `make_spte`.
+    pub(crate) fn make_spte(&mut self, leaf: Leaf, old: Spte, maker: Maker) -> Made {
+        let Leaf { gfn, access, key } = leaf;
         let young = if maker == Maker::Prefetch { Young::Idle } else { Young::Accessed };
-        let spte = Spte::leaf(self.pfn_of(gfn, maker), access, young);
+        let spte = Spte::leaf(self.pfn_of(gfn, maker), access, young).with_key(key);
         if !access.contains(Access::WRITE) {
             return Made { spte, permit: None, refused: false };
         }
@@ -115,7 +127,8 @@ impl MmuLocked<'_> {
     }
 
     /// Installs the leaf of a fault or of a refill. KVM: `mmu_set_spte`.
-    pub(crate) fn set_spte(&mut self, at: SpteRef, access: Access, gfn: Gfn, maker: Maker) -> SetSpte {
+    pub(crate) fn set_spte(&mut self, at: SpteRef, leaf: Leaf, maker: Maker) -> SetSpte {
+        let Leaf { gfn, access, .. } = leaf;
         let old = self.spte(at);
         let mut flush = false;
         let mut mapped = false;
@@ -131,7 +144,7 @@ impl MmuLocked<'_> {
             }
         }
         let old = self.spte(at);
-        let made = self.make_spte(access, gfn, old, maker);
+        let made = self.make_spte(leaf, old, maker);
         let mut result = SetSpte::Spurious;
         if Self::differs(&made, old) {
             flush |= self.store_leaf(at, old, &made).0;

@@ -6,11 +6,11 @@ use smallvec::SmallVec;
 
 use super::{
     MmuLocked,
-    set_spte::{FlushNeeded, Maker},
+    set_spte::{FlushNeeded, Leaf, Maker},
 };
 use crate::{
-    access::Access,
-    addr::{Gfn, Gpa, PHYS_MASK, SpId, SpteRef},
+    access::{Access, ProtectionKey},
+    addr::{Gpa, PHYS_MASK, SpId, SpteRef},
     config::Mutant,
     paging::{PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, entry_access},
 };
@@ -45,12 +45,6 @@ impl UnsyncBatch {
 /// A shadow page could not be synced and was zapped.
 #[derive(Debug)]
 pub(super) struct SyncFailed;
-
-/// What the guest's entry says about a leaf.
-pub(super) struct GuestLeaf {
-    pub(super) gfn: Gfn,
-    pub(super) access: Access,
-}
 
 impl MmuLocked<'_> {
     /// Finds unsync pages below `parent`, clearing stale marks on the way.
@@ -178,7 +172,7 @@ impl MmuLocked<'_> {
     }
 
     /// Reads the guest entry behind a level-1 entry; `None` if no leaf may be made of it.
-    pub(super) fn guest_leaf(&self, at: SpteRef, mutant: Mutant) -> Option<GuestLeaf> {
+    pub(super) fn guest_leaf(&self, at: SpteRef, mutant: Mutant) -> Option<Leaf> {
         let page = self.state.pages.page(at.sp);
         let level = page.role.level();
         let pte = self.view().shadowed_entry(at)?;
@@ -190,7 +184,9 @@ impl MmuLocked<'_> {
         if pte & PTE_DIRTY == 0 && !self.shared.mutated(mutant) {
             access.remove(Access::WRITE);
         }
-        Some(GuestLeaf { gfn: Gpa::new(pte & PHYS_MASK).gfn(), access })
+        let keyed = self.cx.paging.as_ref().is_some_and(|paging| paging.keyed);
+        let key = if keyed { ProtectionKey::of_entry(pte) } else { ProtectionKey::NONE };
+        Some(Leaf { gfn: Gpa::new(pte & PHYS_MASK).gfn(), access, key })
     }
 
     /// Syncs one present entry. KVM: `sync_spte` (E139).
@@ -199,12 +195,12 @@ impl MmuLocked<'_> {
         let (gfn, recorded) = (page.entry_gfn(at.at()), page.entry_access(at.at()));
         match self.guest_leaf(at, Mutant::SyncKeepsWriteWhenClean) {
             Some(leaf) if leaf.gfn == gfn => {
-                if leaf.access == recorded {
+                let old = self.spte(at);
+                if leaf.access == recorded && leaf.key == old.key() {
                     return FlushNeeded(false);
                 }
                 self.state.pages.page_mut(at.sp).record(at.at(), gfn, leaf.access);
-                let old = self.spte(at);
-                let made = self.make_spte(leaf.access, gfn, old, Maker::Sync);
+                let made = self.make_spte(leaf, old, Maker::Sync);
                 if Self::differs(&made, old) { self.store_leaf(at, old, &made) } else { FlushNeeded(false) }
             }
             _ => {

@@ -59,7 +59,7 @@ impl MmuView<'_> {
 
     /// Whether the fault of this walk has nothing to change: another vCPU built the same. The pages on the way count as used.
     pub(crate) fn is_mapped(&self, top: Option<SpId>, walk: &GuestWalk, gva: Gva) -> bool {
-        top.and_then(|top| self.path(top, walk, gva)).is_some_and(|leaf| self.is_leaf_of(leaf, walk.gfn, walk.access))
+        top.and_then(|top| self.path(top, walk, gva)).is_some_and(|leaf| self.is_leaf_of(leaf, walk))
     }
 
     /// The last entry of the path that a fault would build, if all of it is there and the guest's entries are those walked.
@@ -76,7 +76,7 @@ impl MmuView<'_> {
             let (gfn, access, direct) = if guest_table {
                 (walk.table_gfn[below.at()], walk.parent_access[below.at()], Directness::Indirect)
             } else {
-                (walk.gfn.round_down(level), walk.access, Directness::Direct)
+                (walk.gfn.round_down(level), walk.access, Directness::Direct(walk.key))
             };
             let child = self.spte(at).child()?;
             let page = self.state.pages.page(child);
@@ -94,8 +94,9 @@ impl MmuView<'_> {
     }
 
     /// Whether the leaf is what a fault would store, and is recorded as such.
-    fn is_leaf_of(&self, at: SpteRef, gfn: Gfn, access: Access) -> bool {
-        let made = Spte::leaf(gfn.pfn(), access, Young::Accessed);
+    fn is_leaf_of(&self, at: SpteRef, walk: &GuestWalk) -> bool {
+        let (gfn, access) = (walk.gfn, walk.access);
+        let made = Spte::leaf(gfn.pfn(), access, Young::Accessed).with_key(walk.key);
         let made = if access.contains(Access::WRITE) { made.writable() } else { made };
         let page = self.state.pages.page(at.sp);
         self.spte(at) == made && page.entry_gfn(at.at()) == gfn && page.entry_access(at.at()) == access

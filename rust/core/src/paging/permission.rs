@@ -1,7 +1,7 @@
 //! Which accesses a translation permits (B.5): the guest's rules, and the hardware's over shadow entries.
 
 use crate::{
-    access::{Access, AccessFlags, AccessKind},
+    access::{Access, AccessFlags, AccessKind, ProtectionKey},
     regs::{CR0_PG, CR0_WP, CR4_SMAP, CR4_SMEP, ControlRegs, EFER_NXE},
 };
 
@@ -13,6 +13,8 @@ pub(crate) struct PermissionRules {
     nx: bool,
     smep: bool,
     smap: bool,
+    keys: bool,
+    pkru: u32,
 }
 
 impl PermissionRules {
@@ -21,13 +23,16 @@ impl PermissionRules {
     /// Without paging nothing is refused, and the hypervisor keeps SMEP and SMAP from the processor (E103).
     pub(crate) const fn guest(regs: &ControlRegs) -> Self {
         if regs.cr0 & CR0_PG == 0 {
-            return Self { wp: false, nx: regs.efer & EFER_NXE != 0, smep: false, smap: false };
+            let nx = regs.efer & EFER_NXE != 0;
+            return Self { wp: false, nx, smep: false, smap: false, keys: false, pkru: 0 };
         }
         Self {
             wp: regs.cr0 & CR0_WP != 0,
             nx: regs.efer & EFER_NXE != 0,
             smep: regs.cr4 & CR4_SMEP != 0,
             smap: regs.cr4 & CR4_SMAP != 0,
+            keys: regs.has_keys(),
+            pkru: if regs.has_keys() { regs.pkru } else { 0 },
         }
     }
 
@@ -55,6 +60,34 @@ impl PermissionRules {
     /// Whether CR4.SMAP is in force.
     pub(crate) const fn smap(self) -> bool {
         self.smap
+    }
+
+    /// Whether protection keys are in force.
+    pub(crate) const fn keys(self) -> bool {
+        self.keys
+    }
+
+    /// The keys whose pages PKRU denies to an access: data accesses to user pages only (E111, SDM vol. 3A, 4.6.2).
+    #[inline]
+    pub(crate) const fn denied_keys(self, kind: AccessKind, flags: AccessFlags) -> DeniedKeys {
+        // Without keys, and with a PKRU that denies nothing, this is all.
+        if self.pkru == 0 || kind.is_fetch() {
+            return DeniedKeys(0);
+        }
+        let writes = if kind.is_write() && (flags.is_user() || self.wp) { self.pkru >> 1 } else { 0 };
+        DeniedKeys((self.pkru | writes) & 0x5555_5555)
+    }
+
+    /// [`permits`](Self::permits), and the page's key does not deny it.
+    #[inline]
+    pub(crate) const fn permits_page(
+        self,
+        access: Access,
+        key: ProtectionKey,
+        kind: AccessKind,
+        flags: AccessFlags,
+    ) -> bool {
+        self.permits(access, kind, flags) && !self.denied_keys(kind, flags).deny(access, key)
     }
 
     /// What an access asks of the rights of its translation.
@@ -87,10 +120,22 @@ impl PermissionRules {
         Demand { set: set.bits(), clear: clear.bits() }
     }
 
-    /// Whether a translation with these accumulated rights permits the access.
+    /// Whether a translation with these accumulated rights permits the access, its key apart.
     #[inline]
     pub(crate) const fn permits(self, access: Access, kind: AccessKind, flags: AccessFlags) -> bool {
         self.demand(kind, flags).is_met(access)
+    }
+}
+
+/// Protection keys whose user pages are denied: bit 2k for key k.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct DeniedKeys(u32);
+
+impl DeniedKeys {
+    /// Whether a page with these rights and this key is denied.
+    #[inline]
+    pub(crate) const fn deny(self, access: Access, key: ProtectionKey) -> bool {
+        self.0 != 0 && access.contains(Access::USER) && self.0 >> (2 * key.number() as u32) & 1 != 0
     }
 }
 
@@ -119,7 +164,7 @@ mod tests {
         let mut cases = 0;
         for bits in 0..16_u32 {
             let [wp, nx, smep, smap] = [0, 1, 2, 3].map(|b| bits >> b & 1 != 0);
-            let rules = PermissionRules { wp, nx, smep, smap };
+            let rules = PermissionRules { wp, nx, smep, smap, keys: false, pkru: 0 };
             for access in (0..8).map(Access::from_bits_truncate) {
                 let [x, w, u] = [Access::EXEC, Access::WRITE, Access::USER].map(|a| access.contains(a));
                 for kind in [AccessKind::Read, AccessKind::Write, AccessKind::Fetch] {
@@ -142,5 +187,32 @@ mod tests {
             }
         }
         assert_eq!(cases, 16 * 8 * 3 * 8);
+    }
+
+    /// Each key, its two bits among all clear and all set, CR0.WP, 8 rights, 3 kinds, 8 qualifiers against the predicate of B.5.
+    #[test]
+    fn e111_full_matrix_of_keys_and_pkru_against_the_predicate() {
+        let kinds = [AccessKind::Read, AccessKind::Write, AccessKind::Fetch];
+        for case in 0..16 * 4 * 2 * 2_u32 {
+            let (number, bits) = ((case & 15) as u8, case >> 4 & 3);
+            let (others, wp) = (if case >> 6 & 1 != 0 { u32::MAX } else { 0 }, case >> 7 & 1 != 0);
+            let (key, shift) = (ProtectionKey::new(number), 2 * u32::from(number));
+            let pkru = others & !(3 << shift) | bits << shift;
+            let rules = PermissionRules { wp, nx: true, smep: false, smap: false, keys: true, pkru };
+            for access in (0..8).map(Access::from_bits_truncate) {
+                for (kind, flags) in kinds.iter().flat_map(|kind| (0..8).map(move |flags| (*kind, flags))) {
+                    let flags = AccessFlags::from_bits_truncate(flags);
+                    let writes = kind.is_write() && bits & 2 != 0 && (flags.is_user() || wp);
+                    let denied = access.contains(Access::USER) && !kind.is_fetch() && (bits & 1 != 0 || writes);
+                    assert_eq!(
+                        rules.denied_keys(kind, flags).deny(access, key),
+                        denied,
+                        "{rules:?} {access:?} {kind:?}"
+                    );
+                    let permits = rules.permits(access, kind, flags) && !denied;
+                    assert_eq!(rules.permits_page(access, key, kind, flags), permits);
+                }
+            }
+        }
     }
 }

@@ -1,8 +1,12 @@
 //! One step of a walk: what one entry leads to (B.2, steps 3 to 7). Every walk of the guest's tables is made of it.
 
-use super::{PTE_LARGE, PTE_NX, PTE_PRESENT, PermissionRules, ReservedBits, format::EntryFormat, permission::Demand};
+use super::{
+    PTE_LARGE, PTE_NX, PTE_PRESENT, PermissionRules, ReservedBits,
+    format::EntryFormat,
+    permission::{Demand, DeniedKeys},
+};
 use crate::{
-    access::{Access, AccessFlags, AccessKind, FaultCode},
+    access::{Access, AccessFlags, AccessKind, FaultCode, ProtectionKey},
     addr::{Gfn, Gpa, Gva, Level, PHYS_MASK},
     regs::PagingMode,
 };
@@ -18,6 +22,8 @@ pub(crate) struct WalkContext<'a> {
     pub reserved: &'a ReservedBits,
     /// Permissions.
     pub rules: PermissionRules,
+    /// Whether bits 62:59 of a leaf are its protection key: the processor has keys, and this is long mode.
+    pub keyed: bool,
     /// W is kept in the result although the leaf's D is 0 (a mutant; false in every real machine).
     pub keep_write_when_clean: bool,
     /// The entries above the leaf limit no right (a mutant; false in every real machine).
@@ -46,6 +52,7 @@ impl WalkContext<'_> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
     demand: Demand,
+    denied_keys: DeniedKeys,
     /// The error code of an entry that is not present; W, U and F are in every other too.
     pub(super) not_present: FaultCode,
 }
@@ -56,7 +63,7 @@ impl Asked {
     pub(crate) fn new(rules: PermissionRules, kind: AccessKind, flags: AccessFlags) -> Self {
         let mut not_present = FaultCode::of(kind, flags);
         not_present.set(FaultCode::FETCH, kind.is_fetch() && rules.reports_fetch());
-        Self { demand: rules.demand(kind, flags), not_present }
+        Self { demand: rules.demand(kind, flags), denied_keys: rules.denied_keys(kind, flags), not_present }
     }
 }
 
@@ -112,6 +119,9 @@ pub(super) fn step<F: EntryFormat>(
     // The walk ends at level 1 whatever bit 7 says (F-30).
     if level.is_last() || (pte & PTE_LARGE != 0 && level <= context.largest) {
         let access = rights.access();
+        if asked.denied_keys.deny(access, ProtectionKey::of_entry(pte)) {
+            return Err(asked.not_present | FaultCode::PRESENT | FaultCode::PK);
+        }
         if !asked.demand.is_met(access) {
             return Err(asked.not_present | FaultCode::PRESENT);
         }

@@ -6,7 +6,7 @@ use super::{
     step::{Asked, Rights, Step, WalkContext, step},
 };
 use crate::{
-    access::{Access, AccessFlags, AccessKind, FaultCode},
+    access::{Access, AccessFlags, AccessKind, FaultCode, ProtectionKey},
     addr::{Gfn, Gpa, Gva, Level},
     regs::PagingMode,
 };
@@ -28,6 +28,8 @@ pub(crate) struct GuestWalk {
     pub table_gfn: [Gfn; 6],
     /// Each level's entry as it was left.
     pub pte: [u64; 6],
+    /// Protection key of the page.
+    pub key: ProtectionKey,
 }
 
 impl GuestWalk {
@@ -41,6 +43,7 @@ impl GuestWalk {
             parent_access: [Access::all(); 6],
             table_gfn: [Gfn::new(0); 6],
             pte: [0; 6],
+            key: ProtectionKey::NONE,
         }
     }
 
@@ -132,6 +135,7 @@ fn walk_with<F: EntryFormat>(
             parent_access: [Access::all(); 6],
             table_gfn: [Gfn::new(0); 6],
             pte: [0; 6],
+            key: ProtectionKey::NONE,
         };
         (walk.gfn, walk.access) =
             descend::<F>(memory, context, asked, context.top(), root, gva, |level, table, above, pte| {
@@ -140,6 +144,9 @@ fn walk_with<F: EntryFormat>(
                 walk.parent_access[level.at()] = above.access();
                 walk.pte[level.at()] = pte;
             })?;
+        if context.keyed {
+            walk.key = ProtectionKey::of_entry(walk.pte[walk.leaf_level.at()]);
+        }
         // A value that changed under us restarts the walk (step 10, E105).
         if update_accessed_dirty::<F>(memory, context, &mut walk, gva, kind) {
             return Ok(walk);

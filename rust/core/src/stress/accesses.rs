@@ -98,7 +98,9 @@ impl Actor<'_> {
                 }
             }
             Outcome::PageFault { .. } | Outcome::Mmio(_) => query.judge_exit(outcome),
-            Outcome::GeneralProtection | Outcome::TripleFault => Verdict::Wrong("no such outcome is possible".into()),
+            Outcome::GeneralProtection | Outcome::InvalidOpcode | Outcome::TripleFault => {
+                Verdict::Wrong("no such outcome is possible".into())
+            }
         };
         match (outcome, what) {
             (Outcome::Ok(gpa), Use::Store(number)) => self.remember(gpa, number, op.value),

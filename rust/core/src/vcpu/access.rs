@@ -108,7 +108,7 @@ impl Vcpu {
     ) -> Inside {
         if let Some(value) = self.tlb.lookup(gva.page()) {
             let spte = Spte::from_raw(value);
-            if rules.permits(spte.access(), kind, flags) && spte.missing_ad(kind.is_write()) == 0 {
+            if rules.permits_page(spte.access(), spte.key(), kind, flags) && spte.missing_ad(kind.is_write()) == 0 {
                 return Inside::Done(perform(shared, spte, gva, action));
             }
             self.tlb.drop_page(gva.page());
@@ -119,7 +119,7 @@ impl Vcpu {
         match self.hardware_walk(shared, gva) {
             None => Inside::Fault { present: false },
             Some((at, seen)) => {
-                if !rules.permits(seen.access(), kind, flags) {
+                if !rules.permits_page(seen.access(), seen.key(), kind, flags) {
                     return Inside::Fault { present: true };
                 }
                 let Some(spte) = set_accessed_dirty(shared, at, seen, kind) else {

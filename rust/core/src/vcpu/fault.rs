@@ -55,6 +55,10 @@ impl Vcpu {
             self.cx.stats.counters.pf_emulate += 1;
             return Ok(Handled::Emulate(gpa));
         }
+        if must_emulate(&found, rules, kind, flags) {
+            self.cx.stats.counters.pf_emulate += 1;
+            return Ok(Handled::Emulate(gpa));
+        }
         fix_supervisor_write(&mut found, rules, kind, flags);
         let seems_mapped = self.seems_mapped(shared, &found, gva, kind, flags);
         let outcome = self.map(shared, &found, gva, kind.is_write(), seems_mapped)?;
@@ -101,7 +105,7 @@ impl Vcpu {
         let Some(paging) = self.cx.paging.as_ref().filter(|_| shared.config.lock.has_readers()) else { return false };
         let Some(_section) = shared.modes[self.index].section() else { return false };
         self.hardware_walk(shared, gva).is_some_and(|(_, spte)| {
-            spte.pfn() == found.gfn.pfn() && paging.hardware.permits(spte.access(), kind, flags)
+            spte.pfn() == found.gfn.pfn() && paging.hardware.permits_page(spte.access(), spte.key(), kind, flags)
         })
     }
 
@@ -132,6 +136,16 @@ impl Vcpu {
             next = if level.is_last() { None } else { shared.spte(SpteRef::new(sp, level.index(gva))).child() };
         }
     }
+}
+
+/// CR0.WP=0 with protection keys: a supervisor write to a user page that is read-only, or whose key disables writes, is done for
+/// the guest. The hardware runs with WP=1 and would refuse it, and a page made a supervisor page would have no key any more.
+fn must_emulate(walk: &GuestWalk, rules: PermissionRules, kind: AccessKind, flags: AccessFlags) -> bool {
+    // The walk has permitted it by the guest's rules: what the shadow's refuse is a matter of WP alone.
+    rules.keys()
+        && walk.access.contains(Access::USER)
+        && !rules.shadow().permits_page(walk.access, walk.key, kind, flags)
+        && kind.is_write()
 }
 
 /// CR0.WP=0: shadow paging has no write right for the supervisor alone, so a supervisor write to a read-only page maps it

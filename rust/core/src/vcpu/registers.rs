@@ -8,7 +8,7 @@ use crate::{
     config::Policy,
     mmu::{PagingContext, Requests, Shared},
     op::Outcome,
-    regs::{ControlRegs, Effects, GeneralProtection, PagingMode, Writer},
+    regs::{ControlRegs, Effects, GeneralProtection, PagingMode, PkruRefused, Writer},
 };
 
 impl Vcpu {
@@ -25,6 +25,18 @@ impl Vcpu {
     /// WRMSR to EFER.
     pub(crate) fn write_efer(&mut self, shared: &Shared, value: u64, writer: Writer) -> Outcome {
         self.write_register(shared, |regs| regs.set_efer(value, writer, &shared.config.cpu))
+    }
+
+    /// WRPKRU: it leaves for no hypervisor, and the next access knows it.
+    pub(crate) fn write_pkru(&mut self, shared: &Shared, value: u64, writer: Writer) -> Outcome {
+        match self.regs.set_pkru(value, writer, &shared.config.cpu) {
+            Ok(()) => {
+                self.derive_context(shared);
+                Outcome::Ok(0)
+            }
+            Err(PkruRefused::InvalidOpcode) => Outcome::InvalidOpcode,
+            Err(PkruRefused::GeneralProtection) => Outcome::GeneralProtection,
+        }
     }
 
     /// The host sets CR3: no instruction, so no switch; the roots of another value go. KVM: `__set_sregs_common`.

@@ -109,7 +109,7 @@ impl Vcpu {
             };
         let gpa = Gpa::new(found.gfn.gpa().get() | gva.offset());
         let Some(reached) = memory.translate(gpa) else { return Inside::Violation(Violation { gpa, table: None }) };
-        let entry = Spte::combined(reached.gfn().pfn(), found.access, found.is_dirty());
+        let entry = Spte::combined(reached.gfn().pfn(), found.access, found.is_dirty()).with_key(found.key);
         self.tlb.fill(gva.page(), entry.raw());
         Inside::Done(perform(shared, entry, gva, action))
     }

@@ -2,7 +2,7 @@
 
 use super::{Books, Findings, is_valid};
 use crate::{
-    access::Access,
+    access::{Access, ProtectionKey},
     addr::{Gfn, Gpa, Gva, PHYS_MASK, SpId, SpteRef},
     mmu::MmuView,
     paging::{
@@ -49,7 +49,7 @@ impl MmuView<'_> {
         });
         let expected = page.role.child(
             below.role.access(),
-            if below.role.is_direct() { Directness::Direct } else { Directness::Indirect },
+            if below.role.is_direct() { Directness::Direct(below.role.key()) } else { Directness::Indirect },
             at.at(),
         );
         findings.check(same_but_invalid(below.role, expected), "I13", || {
@@ -74,7 +74,12 @@ impl MmuView<'_> {
                 (true, false) => Pte64::target(pte, level, Gva::new(0)),
                 (true, true) => Pte32::target(pte, level, within),
             };
-            let holds = pte & PTE_PRESENT != 0 && below.role.is_direct() == large && below.gfn == wanted;
+            let key =
+                if large && self.shared.config.cpu.pku { ProtectionKey::of_entry(pte) } else { ProtectionKey::NONE };
+            let holds = pte & PTE_PRESENT != 0
+                && below.role.is_direct() == large
+                && below.gfn == wanted
+                && below.role.key() == key;
             findings.check(holds, "I13", || {
                 format!(
                     "{at:?} leads to gfn {} (direct {}), the guest's entry is {pte:#x}",
@@ -107,7 +112,9 @@ impl MmuView<'_> {
             }
             // With CR0.WP=0 a supervisor write makes W out of a read-only entry, and takes U away (B.5).
             let rights_hold = most.contains(spte.access()) || (!page.role.has_wp() && !spte.is_user());
+            let key = if self.shared.config.cpu.pku { ProtectionKey::of_entry(pte) } else { ProtectionKey::NONE };
             let holds = pte & PTE_PRESENT != 0
+                && spte.key() == key
                 && pte & PTE_ACCESSED != 0
                 && Gpa::new(pte & PHYS_MASK).gfn() == gfn
                 && rights_hold;

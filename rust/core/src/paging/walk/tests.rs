@@ -75,6 +75,7 @@ fn context(top: u8) -> WalkContext<'static> {
         largest: Level::PDPT,
         reserved: const { &ReservedBits::long_mode(46, true, true) },
         rules: PermissionRules::guest(&ControlRegs::default()),
+        keyed: false,
         keep_write_when_clean: false,
         leaf_rights_only: false,
     }
