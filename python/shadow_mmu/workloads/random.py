@@ -19,6 +19,7 @@ from shadow_mmu.errors import ConfigError
 from shadow_mmu.ops import Op
 from shadow_mmu.policy import Policy
 from shadow_mmu.types import PAGE_SIZE, AccessKind, OpFlag, OpKind
+from shadow_mmu.workloads.registers import DrawnRegisters
 from shadow_mmu.workloads.world import (
     DATA_GFNS,
     LOW_BYTES,
@@ -35,11 +36,9 @@ from shadow_mmu.workloads.world import (
     random_processor,
 )
 
-_CR0: Final = 0x80050033
 _CR0_WP, _CR0_CD, _CR0_NW, _CR0_PG = 1 << 16, 1 << 30, 1 << 29, 1 << 31
 _CR4_PSE, _CR4_PGE, _CR4_LA57, _CR4_SMEP, _CR4_SMAP = 1 << 4, 1 << 7, 1 << 12, 1 << 20, 1 << 21
 _CR4_MODE: Final = _CR4_PSE | 1 << 5 | _CR4_LA57
-_CR4_PKE: Final = 1 << 22
 _EFER_NXE: Final = 1 << 11
 _BIT63: Final = 1 << 63
 _POLICIES: Final = ("locked", "seed", "lru:0", "lru:1", "lru:3", "lru:3", "lru:8")
@@ -86,9 +85,8 @@ class _Generator:
     def __init__(self, rng: Random, world: World, config: MachineConfig) -> None:
         self.rng, self.world, self.config = rng, world, config
         self.pages: list[list[int]] = []
-        self.cr0 = [_CR0] * config.vcpus
-        self.cr4 = [world.paging.cr4] * config.vcpus
-        self.efer = [world.paging.efer & ~(0 if config.cpu.nx else _EFER_NXE)] * config.vcpus
+        self.drawn = DrawnRegisters(rng, world, config)
+        self.cr0, self.cr4, self.efer = self.drawn.cr0, self.drawn.cr4, self.drawn.efer
         self.mixes_widths = rng.random() < _MIXED
         self.late = False
         self.recent = [world.gva(rng)]
@@ -246,31 +244,13 @@ class _Generator:
             for _ in range(rng.randint(2, 5))
         ]
 
-    def keys(self) -> list[Op]:
-        """Write PKRU: rights of the keys that entries have, or what is refused; now and then toggle CR4.PKE."""
-        rng, vcpu = self.rng, self._vcpu()
-        if not self.config.cpu.pku:
-            return [op.write_pkru(0, vcpu=vcpu, host=rng.random() < 0.5)]
-        if rng.random() < 0.2:
-            self.cr4[vcpu] ^= _CR4_PKE
-            return [op.write_cr4(self.cr4[vcpu], vcpu=vcpu, host=rng.random() < 0.5)]
-        pkru = sum(rng.choice((0, 0, 1, 2, 3)) << 2 * key for key in (0, 1, 2, 15))
-        return [op.write_pkru(pkru | (rng.random() < 0.03) << 32, vcpu=vcpu, host=rng.random() < 0.2)]
-
     def registers(self) -> list[Op]:
-        """Toggle WP, SMEP, SMAP, NXE, PGE, PSE."""
-        rng, vcpu, world = self.rng, self._vcpu(), self.world
-        which = rng.randrange(3)
-        if which == 0:
-            self.cr0[vcpu] ^= _CR0_WP
-            return [op.write_cr0(self.cr0[vcpu], vcpu=vcpu, host=rng.random() < 0.5)]
-        if which == 1:
-            # CR4.PSE is not in the role of a page, so that a toggle under 32-bit paging would not reach large ones (C.1).
-            others = () if world.paging.name == "32-bit" else (_CR4_PSE,)
-            self.cr4[vcpu] ^= rng.choice((_CR4_SMEP, _CR4_SMAP, _CR4_PGE, _CR4_SMEP | _CR4_SMAP, *others))
-            return [op.write_cr4(self.cr4[vcpu], vcpu=vcpu, host=rng.random() < 0.5)]
-        self.efer[vcpu] ^= _EFER_NXE
-        return [op.write_efer(self.efer[vcpu], vcpu=vcpu, host=rng.random() < 0.5)]
+        """Toggle a bit of a register."""
+        return self.drawn.toggle(self._vcpu())
+
+    def keys(self) -> list[Op]:
+        """Give protection keys other rights."""
+        return self.drawn.keys(self._vcpu())
 
     def refused(self) -> list[Op]:
         """Do what faults, does nothing or is the host's mistake."""
