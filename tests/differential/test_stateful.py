@@ -69,6 +69,14 @@ class CoreAndModel(RuleBasedStateMachine):
     def access(self, vcpu: int, gva: int, kind: AccessKind, *, user: bool, ac: bool) -> None:
         self.both(ops.access(self.gvas[gva] + 8 * gva, kind, vcpu=vcpu, user=user, ac=ac))
 
+    @rule(vcpu=vcpus, kind=kinds, flags=st.integers(0, 7), offset=st.sampled_from([0, 0xFFF, 1 << 47, 1 << 63]))
+    def look(self, vcpu: int, kind: AccessKind, flags: int, offset: int) -> None:
+        gvas = [gva ^ offset for gva in self.gvas]
+        user, ac, implicit = (bool(flags >> bit & 1) for bit in range(3))
+        core = self.core.vm.vcpus[vcpu].translate_many(gvas, kind, user=user, ac=ac, implicit=implicit)
+        model = self.model.machine.translate_many(vcpu, gvas, ops.access(0, kind).kind, flags)
+        assert list(zip(core.gpa.tolist(), core.error.tolist(), strict=True)) == model
+
     @rule(vcpu=vcpus, gva=choices, size=st.sampled_from([1, 2, 4, 8]), place=st.sampled_from([0, 1, 8, 16, 4088]))
     def load(self, vcpu: int, gva: int, size: int, place: int) -> None:
         self.both(ops.load(self.gvas[gva] + place, size, vcpu=vcpu, ac=True))
