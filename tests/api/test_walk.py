@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from shadow_mmu import PageFault, TripleFault, Vm, ops
+from shadow_mmu.cpu import CpuModel
 from shadow_mmu.model.constants import DUMMY_ROOT, PAE_ROOT
 from shadow_mmu.pagewalk import EntryKind, PageWalk, ShadowStep, Verdict
 
 USED = 0x67
 P, W, U, PS, NX = 1, 2, 4, 1 << 7, 1 << 63
 CR0, CR0_OFF, WP = 0x80050033, 0x00050033, 1 << 16
-PSE, PAE, LA57, SMEP, SMAP = 1 << 4, 1 << 5, 1 << 12, 1 << 20, 1 << 21
+PSE, PAE, LA57, SMEP, SMAP, PKE = 1 << 4, 1 << 5, 1 << 12, 1 << 20, 1 << 21, 1 << 22
 NXE, LME = 1 << 11, 1 << 8
 ROOT, DATA, GVA = 0x10000, 0x200000, 0x601000
 SIZE = 8 << 20
@@ -422,3 +423,20 @@ def test_a_leaf_without_u_is_narrower_unless_smep_or_smap_is_on(vm: Vm, cr4: int
     assert (str(walk.guest.rights), walk.shadow and str(walk.shadow.rights)) == ("rwx u", "rwx s")
     assert walk.verdict is verdict
     assert noted(walk).splitlines()[1].startswith("stale: " if cr4 else "same page, but the shadow gives rwx s")
+
+
+def test_a_protection_key_that_refuses_is_named() -> None:
+    """E111: the last entry has the key, PKRU the bits."""
+    with Vm(SIZE, vcpus=1, cpu=CpuModel(pku=True)) as vm:
+        refused_by_key(Guest(vm, "4-level"))
+
+
+def refused_by_key(guest: Guest) -> None:
+    guest.host(ops.write_cr4(PAE | PKE))
+    guest.set(1, DATA | USED | 5 << 59)
+    guest.cpu.write_pkru(2 << 2 * 5)
+    told = guest.walk(kind="write", user=True).access
+    assert str(told) == "user write: #PF, error code 0x27: PKRU has write-disable for key 5 of the page"
+    with pytest.raises(PageFault, match="error code 0x27"):
+        guest.cpu.access(GVA, "write", user=True)
+    assert "PK=5" in guest.walk().guest.steps[-1].flags
