@@ -384,7 +384,7 @@ class _Generator:
             (self.registers, 3),
             (self.keys, 6 if self.config.cpu.pku else 1),
             (self.refused, 4),
-            (self.upheaval, 4),
+            (self.upheaval, 5),
         )
         return [scene for scene, _ in weighted], [weight for _, weight in weighted]
 
