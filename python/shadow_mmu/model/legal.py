@@ -33,6 +33,8 @@ from .registers import PagingMode, Registers, Written, set_cr0, set_cr4, set_efe
 from .walk import entry_gpa, is_leaf, leaf_gfn, read_entry
 
 _AD = c.GPTE_A | c.GPTE_D
+_IGNORED = 0x7FF << 52
+"""Bits 62:52, which long mode ignores and PAE reserves."""
 _ACCESSES = (c.READ, c.WRITE, c.FETCH, c.LOAD, c.STORE)
 _PAGE_AD = int.from_bytes(_AD.to_bytes(8, "little") * c.ENTRIES, "little")
 _PAGE_AD_4 = int.from_bytes(_AD.to_bytes(4, "little") * 2 * c.ENTRIES, "little")
@@ -70,12 +72,14 @@ class _VcpuView:
     def set_registers(self, registers: Registers) -> None:
         self.registers = registers
         self.context: Context = make_context(registers, self.cpu)
-        # Two rights that KVM's shadow entries cannot express. EFER.NX is not in the role (efer_nx is always 1, C.1), so an
-        # entry with bit 63 that was made under NX=1 stays when the bit becomes reserved. And a supervisor write under
-        # CR0.WP=0 makes its entry a supervisor page, which SMAP lets through (B.5).
+        # Three rules that KVM's shadow entries cannot express. EFER.NX is not in the role (efer_nx is always 1, C.1), so an
+        # entry with bit 63 that was made under NX=1 stays when the bit becomes reserved. Nor is the mode: PAE finds the pages
+        # of levels 1 and 2 that long mode shadowed, where bits 62:52 are ignored. And a supervisor write under CR0.WP=0 makes
+        # its entry a supervisor page, which SMAP lets through (B.5).
         shadow = make_context(replace(registers, efer=registers.efer | c.EFER_NXE), self.cpu)
         self.walked_four_byte |= self.context.four_byte
-        self.shadow_context = replace(shadow, smap=shadow.smap and shadow.wp)
+        reserved = tuple((small & ~_IGNORED, large & ~_IGNORED) for small, large in shadow.reserved)
+        self.shadow_context = replace(shadow, smap=shadow.smap and shadow.wp, reserved=reserved)
 
     def invalidate_everything(self, now: int) -> None:
         self.everything = now

@@ -19,6 +19,7 @@ from shadow_mmu.errors import ConfigError
 from shadow_mmu.ops import Op
 from shadow_mmu.policy import Policy
 from shadow_mmu.types import PAGE_SIZE, AccessKind, OpFlag, OpKind
+from shadow_mmu.workloads.random_modes import Registers, enter, root_as_of
 from shadow_mmu.workloads.registers import DrawnRegisters
 from shadow_mmu.workloads.world import (
     DATA_GFNS,
@@ -26,20 +27,13 @@ from shadow_mmu.workloads.world import (
     OUTSIDE,
     PAGINGS,
     WINDOW_INDEX,
-    A,
     MachineConfig,
-    P,
-    Paging,
-    U,
-    W,
     World,
     random_processor,
 )
 
 _CR0_WP, _CR0_CD, _CR0_NW, _CR0_PG = 1 << 16, 1 << 30, 1 << 29, 1 << 31
-_CR4_PSE, _CR4_PGE, _CR4_LA57, _CR4_SMEP, _CR4_SMAP = 1 << 4, 1 << 7, 1 << 12, 1 << 20, 1 << 21
-_CR4_MODE: Final = _CR4_PSE | 1 << 5 | _CR4_LA57
-_EFER_NXE: Final = 1 << 11
+_CR4_PGE, _CR4_LA57, _CR4_SMEP, _CR4_SMAP = 1 << 7, 1 << 12, 1 << 20, 1 << 21
 _BIT63: Final = 1 << 63
 _POLICIES: Final = ("locked", "seed", "lru:0", "lru:1", "lru:3", "lru:3", "lru:8")
 _TLB_SIZES: Final = (0, 1, 2, 12, 24, 24, 96)
@@ -310,8 +304,11 @@ class _Generator:
         if not others:
             return []
         other = rng.choice(others)
-        built, root = self._root_as_of(other, vcpu)
-        scene = [*built, *self._enter(other, root, vcpu)]
+        # Entries of another width make no sense of this world's tables: any root will do for them.
+        same_width = other.entry_bytes == own.entry_bytes
+        built, root = root_as_of(rng, self.world, other, vcpu) if same_width else ([], self._root())
+        registers = Registers(self.cr0[vcpu], self.cr4[vcpu], self.efer[vcpu])
+        scene = [*built, *enter(rng, registers, other, root, vcpu)]
         for _ in range(rng.randint(1, 6)):
             scene.append(self._access(self._gva(), vcpu))
             scene += self.switch() if rng.random() < 0.2 else []
@@ -321,52 +318,10 @@ class _Generator:
                 scene.append(op.write_cr0(self.cr0[vcpu] ^ _CR0_WP, vcpu=vcpu))
             if rng.random() < 0.2:
                 toggled = rng.choice((_CR4_SMEP, _CR4_SMAP, _CR4_PGE))
-                scene.append(op.write_cr4(self._cr4_as_of(other, vcpu) ^ toggled, vcpu=vcpu))
+                scene.append(op.write_cr4(registers.cr4_in(other) ^ toggled, vcpu=vcpu))
             if rng.random() < 0.2:
                 scene.append(op.write_cr3(root, vcpu=vcpu))
-        return [*scene, *self._enter(own, self._root(), vcpu)]
-
-    def _cr4_as_of(self, paging: Paging, vcpu: int) -> int:
-        return self.cr4[vcpu] & ~_CR4_MODE | paging.cr4 & _CR4_MODE
-
-    def _enter(self, paging: Paging, root: int, vcpu: int) -> list[Op]:
-        """Take a vCPU to a mode: as a host sets registers, or with paging off between and turned on by the guest itself."""
-        cr4 = self._cr4_as_of(paging, vcpu)
-        efer = self.efer[vcpu] & _EFER_NXE | paging.efer & ~_EFER_NXE
-        if self.rng.random() < 0.5:
-            return [
-                op.write_cr4(cr4, vcpu=vcpu, host=True),
-                op.write_efer(efer, vcpu=vcpu, host=True),
-                op.write_cr3(root, vcpu=vcpu),
-            ]
-        return [
-            # Long mode is left by a reset only.
-            op.write_cr0(self.cr0[vcpu] & ~_CR0_PG, vcpu=vcpu, host=True),
-            op.write_cr4(cr4, vcpu=vcpu),
-            op.write_efer(efer, vcpu=vcpu),
-            op.write_cr3(root, vcpu=vcpu),
-            op.write_cr0(self.cr0[vcpu], vcpu=vcpu),
-        ]
-
-    def _root_as_of(self, paging: Paging, vcpu: int) -> tuple[list[Op], int]:
-        """Build a root of another mode, in frames that were data, over the level-2 tables of this world; what writes it, and its gpa.
-
-        Entries of another width make no sense of this world's tables: any root will do for them.
-        """
-        rng, tables = self.rng, self.world.tables
-        if paging.entry_bytes != self.world.paging.entry_bytes:
-            return [], self._root()
-        level, frame = 3, DATA_GFNS[1]
-        pointers = paging.has_pdptrs
-        written = [
-            (frame << 12 | 8 * index, rng.choice(tables[2]) << 12 | (P if pointers else P | W | U | A))
-            for index in (range(3) if pointers else paging.below)
-        ]
-        while level < paging.levels:
-            level, below, frame = level + 1, frame, frame + 1
-            indices = paging.top if level == paging.levels else paging.below
-            written += [(frame << 12 | 8 * index, below << 12 | P | W | U | A) for index in indices]
-        return [op.host_store(gpa, entry, vcpu=vcpu) for gpa, entry in written], frame << 12
+        return [*scene, *enter(rng, registers, own, self._root(), vcpu)]
 
     def scenes(self) -> tuple[list[Callable[[], list[Op]]], list[int]]:
         """Return the scenes and their weights."""
