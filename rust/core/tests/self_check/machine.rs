@@ -128,7 +128,13 @@ impl Machine {
     }
 
     pub(super) fn view(&self, vcpu: usize) -> View<'_> {
-        View { vm: &self.vm, regs: self.regs[vcpu], pdptrs: self.pdptrs[vcpu], cpu: self.vm.config().cpu }
+        View {
+            vm: &self.vm,
+            regs: self.regs[vcpu],
+            pdptrs: self.pdptrs[vcpu],
+            cpu: self.vm.config().cpu,
+            is_lenient: false,
+        }
     }
 
     pub(super) fn mode(&self, vcpu: usize) -> Mode {

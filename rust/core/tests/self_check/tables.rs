@@ -200,7 +200,8 @@ impl Guest {
             }
             Kind::Wide(level) => {
                 let nx = if self.chance(0.03) { 1 << 63 } else { 0 };
-                let reserved = if self.chance(0.01) { 1 << self.choose(&[self.maxphyaddr.min(51), 51, 7]) } else { 0 };
+                let reserved =
+                    if self.chance(0.01) { 1 << self.choose(&[self.maxphyaddr.min(51), 51, 7, 52, 56, 62]) } else { 0 };
                 let low = low | nx | reserved;
                 if level == 1 {
                     return self.page_frame(&ALIASED) | low;

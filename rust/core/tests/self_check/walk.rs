@@ -108,6 +108,8 @@ pub(super) struct View<'a> {
     pub(super) regs: ControlRegs,
     pub(super) pdptrs: [u64; 4],
     pub(super) cpu: CpuModel,
+    /// As [`lenient`](Self::lenient) makes it.
+    pub(super) is_lenient: bool,
 }
 
 impl View<'_> {
@@ -123,9 +125,10 @@ impl View<'_> {
         self.regs.cr4 >> bit & 1 != 0
     }
 
-    /// The rights that the shadow tables cannot take back: EFER.NXE is in no role (C.1), and a supervisor's write under CR0.WP=0
-    /// makes its page a supervisor's, which SMAP lets through (B.5).
+    /// The same with what the shadow tables cannot take back: EFER.NXE is in no role (C.1), nor what tells PAE from long mode, where
+    /// bits 62:52 are ignored; and a supervisor's write under CR0.WP=0 makes its page a supervisor's, which SMAP lets through (B.5).
     pub(super) fn lenient(mut self) -> Self {
+        self.is_lenient = true;
         self.regs.efer |= 1 << 11;
         if self.regs.cr0 >> 16 & 1 == 0 {
             self.regs.cr4 &= !(1 << 21);
@@ -138,7 +141,8 @@ impl View<'_> {
             return if large { bits(21, if self.cpu.pse36 { 17 } else { 13 }) } else { 0 };
         }
         let width = u32::from(self.cpu.maxphyaddr);
-        let high = bits(if mode == Mode::Pae { 62 } else { 51 }, width) | if self.nx() { 0 } else { 1 << 63 };
+        let high = bits(if mode == Mode::Pae && !self.is_lenient { 62 } else { 51 }, width)
+            | if self.nx() { 0 } else { 1 << 63 };
         match level {
             4.. => high | 1 << 7,
             3 if large => high | bits(29, 13) | if self.cpu.gib_pages { 0 } else { 1 << 7 },
