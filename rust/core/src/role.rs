@@ -40,6 +40,7 @@ pub const ROLE_SYNC_MASK: u32 = !(LEVEL | ACCESS | QUADRANT | PASSTHROUGH);
 
 /// The guest state that goes into a root's role (A.8).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one register bit")]
 pub struct RoleInputs {
     /// The guest's paging mode.
     pub mode: PagingMode,
