@@ -106,9 +106,6 @@ impl Vcpu {
     /// KVM: `kvm_mmu_sync_roots` (E050). An audit needs the lock, so none is made on the way that skips it (E053).
     #[inline]
     pub(crate) fn sync_roots(&mut self, shared: &Shared) {
-        if self.tdp {
-            return; // nothing below a direct root is made from guest tables
-        }
         let Some(root) = self.root().shadow_page() else { return self.sync_pae_root(shared) };
         // Found before the fence, behind which every load waits.
         let state = shared.arena.header(root).sync_state();
@@ -123,6 +120,9 @@ impl Vcpu {
     /// The part of [`sync_roots`](Self::sync_roots) that takes the lock; apart, so that a clean switch has no frame for it.
     #[inline(never)]
     fn sync_root_locked(&mut self, shared: &Shared, root: SpId) {
+        if self.tdp {
+            return; // nothing below a direct root is made from guest tables, and its flags are always clear
+        }
         if !shared.is_clean_for_sure(&mut self.cx, root, LockReason::Sync) {
             shared.lock(&mut self.cx, LockReason::Sync).sync_children(root);
         }
