@@ -101,8 +101,6 @@ pub(crate) struct PagingContext {
     pub(crate) reserved: ReservedBits,
     /// Permission rules of guest entries.
     pub(crate) rules: PermissionRules,
-    /// Permission rules of what the hardware's TLB holds: shadow entries, or the guest's translations themselves.
-    pub(crate) hardware: PermissionRules,
     /// Width of linear addresses: 32, 48 or 57.
     pub(crate) va_bits: u32,
     /// Highest level whose guest entries map pages if bit 7 is set.
@@ -140,7 +138,6 @@ impl PagingContext {
             },
             reserved,
             rules,
-            hardware: if config.mmu.is_tdp() { rules } else { rules.shadow() },
             va_bits: mode.address_bits(),
             largest,
             keyed: cpu.pku && mode.is_long(),

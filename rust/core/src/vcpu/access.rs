@@ -9,7 +9,7 @@ use crate::{
     addr::{Gpa, Gva, PAGE_SIZE, SpId, SpteRef},
     config::{Mutant, PANIC_VALUE},
     error::{Error, Result},
-    mmu::Shared,
+    mmu::{PagingContext, Shared},
     op::Outcome,
     paging::PermissionRules,
     shadow::publish,
@@ -55,11 +55,29 @@ impl Vcpu {
         flags: AccessFlags,
         action: Action,
     ) -> Result<Outcome> {
+        if self.tdp {
+            self.access_in_two_dimensions(shared, gva, kind, flags, action)
+        } else {
+            self.access_as::<false>(shared, gva, kind, flags, action)
+        }
+    }
+
+    /// [`access`](Self::access) with shadow tables, or with `TDP` in two dimensions: one function for each, so that neither asks.
+    #[inline]
+    pub(super) fn access_as<const TDP: bool>(
+        &mut self,
+        shared: &Shared,
+        gva: Gva,
+        kind: AccessKind,
+        flags: AccessFlags,
+        action: Action,
+    ) -> Result<Outcome> {
         if self.shut_down {
             return Ok(Outcome::TripleFault);
         }
         // Only the two small parts that a hit needs: the whole context is 130 bytes.
-        let Some((rules, va_bits)) = self.cx.paging.as_ref().map(|paging| (paging.hardware, paging.va_bits)) else {
+        let rules_of = |paging: &PagingContext| if TDP { paging.rules } else { paging.rules.shadow() };
+        let Some((rules, va_bits)) = self.cx.paging.as_ref().map(|paging| (rules_of(paging), paging.va_bits)) else {
             return Ok(Outcome::TripleFault); // the host's context, which no vCPU has
         };
         let gva = if va_bits == 32 { gva.truncated() } else { gva };
@@ -72,7 +90,7 @@ impl Vcpu {
                 return Ok(Outcome::TripleFault);
             }
             let Some(section) = shared.modes[self.index].section() else { continue };
-            let inside = self.inside(shared, rules, gva, kind, flags, action);
+            let inside = self.inside::<TDP>(shared, rules, gva, kind, flags, action);
             drop(section);
             let handled = match inside {
                 Inside::Done(outcome) => return Ok(outcome),
@@ -97,7 +115,7 @@ impl Vcpu {
 
     /// Inside the guest: TLB, then the shadow tables, then memory.
     #[inline]
-    fn inside(
+    fn inside<const TDP: bool>(
         &mut self,
         shared: &Shared,
         rules: PermissionRules,
@@ -113,7 +131,7 @@ impl Vcpu {
             }
             self.tlb.drop_page(gva.page());
         }
-        if self.tdp {
+        if TDP {
             return self.walk_in_two_dimensions(shared, gva, kind, flags, action);
         }
         match self.hardware_walk(shared, gva) {

@@ -105,7 +105,7 @@ impl Vcpu {
         let Some(paging) = self.cx.paging.as_ref().filter(|_| shared.config.lock.has_readers()) else { return false };
         let Some(_section) = shared.modes[self.index].section() else { return false };
         self.hardware_walk(shared, gva).is_some_and(|(_, spte)| {
-            spte.pfn() == found.gfn.pfn() && paging.hardware.permits_page(spte.access(), spte.key(), kind, flags)
+            spte.pfn() == found.gfn.pfn() && paging.rules.shadow().permits_page(spte.access(), spte.key(), kind, flags)
         })
     }
 

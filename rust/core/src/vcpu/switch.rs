@@ -125,17 +125,24 @@ impl Vcpu {
 
     #[inline]
     fn fast_pgd_switch(&mut self, shared: &Shared, value: u64) -> bool {
+        if self.tdp {
+            return self.switch_direct_root(shared);
+        }
         let Some(paging) = self.cx.paging else { return false };
+        self.find_root(shared, |root| {
+            let any_role = shared.mutated(Mutant::RootHitIgnoresRole);
+            let role_agrees = |sp| any_role || shared.arena.header(sp).role() == paging.role;
+            root.pgd == value && root.hpa.shadow_page().is_some_and(role_agrees)
+        })
+    }
+
+    /// Makes the first usable root the current one (A.5).
+    #[inline]
+    pub(super) fn find_root(&mut self, shared: &Shared, usable: impl Fn(RootInfo) -> bool) -> bool {
         if self.root().is_dummy() || self.root().is_pae() {
             // A root without a shadow page never enters the cache (E031).
             self.free_roots(shared, RootSet::CURRENT);
         }
-        let usable = |root: RootInfo| {
-            let any_role = shared.mutated(Mutant::RootHitIgnoresRole);
-            let role_agrees = |sp| any_role || shared.arena.header(sp).role() == paging.role;
-            // A direct root serves every CR3 (E028).
-            (root.pgd == value || paging.role.is_direct()) && root.hpa.shadow_page().is_some_and(role_agrees)
-        };
         if self.root().is_valid() {
             if !self.roots.find_keeping_current(usable) {
                 self.free_roots(shared, RootSet::CURRENT);

@@ -84,6 +84,19 @@ impl TableMemory for Nested<'_> {
 }
 
 impl Vcpu {
+    /// [`Vcpu::access`]; apart, so that nothing of it lies among the code for shadow tables.
+    #[inline(never)]
+    pub(super) fn access_in_two_dimensions(
+        &mut self,
+        shared: &Shared,
+        gva: Gva,
+        kind: AccessKind,
+        flags: AccessFlags,
+        action: Action,
+    ) -> Result<Outcome> {
+        self.access_as::<true>(shared, gva, kind, flags, action)
+    }
+
     /// Inside the guest, where the TLB has nothing: the walk in two dimensions, then memory. A fault that the guest's tables give is
     /// the guest's own and leads to no exit.
     #[inline(never)]
@@ -154,6 +167,13 @@ impl Vcpu {
         self.roots.current = RootInfo { pgd: 0, hpa };
         self.tlb.flush();
         Ok(())
+    }
+
+    /// Finds a root for another CR3: whatever its value, one with the role of a direct root serves (E028).
+    #[inline(never)]
+    pub(super) fn switch_direct_root(&mut self, shared: &Shared) -> bool {
+        let has_role = |sp| shared.arena.header(sp).role() == PageRole::tdp();
+        self.find_root(shared, |root| root.hpa.shadow_page().is_some_and(has_role))
     }
 
     /// Whether a register write leaves the roots. Since 6.4 a change of CR0.WP alone does: a direct role does not have it, and the
