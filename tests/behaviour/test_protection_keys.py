@@ -11,6 +11,8 @@ from shadow_mmu.cpu import DEFAULT_CPU
 from shadow_mmu.model.constants import CR0_WP, CR4_PKE
 from shadow_mmu.types import OpFlag, OpKind, OutcomeCode
 
+EVERY = [*POLICIES, "seed,mmu=tdp", "lru:3,mmu=tdp"]
+BOTH = ["lru:3", "lru:3,mmu=tdp"]
 KEYED = replace(DEFAULT_CPU, pku=True)
 PAGE = 0x1000
 AD, WD = 1, 2
@@ -79,7 +81,7 @@ def test_a_processor_without_keys_has_neither_pke_nor_pkru(guest: GuestMaker) ->
     assert one.run(OpKind.WRITE_PKRU, 0, flags=HOST).code == OutcomeCode.GP
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", EVERY)
 def test_e111_pkru_takes_effect_at_once_on_what_the_tlb_holds_too(guest: GuestMaker, policy: str) -> None:
     one = keyed(guest, policy)
     every = dict.fromkeys(("read", "write", "user read", "user write"), False)
@@ -94,17 +96,19 @@ def test_e111_pkru_takes_effect_at_once_on_what_the_tlb_holds_too(guest: GuestMa
     one.audit()
 
 
-def test_e111_fetches_and_supervisor_pages_have_no_key(guest: GuestMaker) -> None:
-    one = keyed(guest)
+@pytest.mark.parametrize("policy", BOTH)
+def test_e111_fetches_and_supervisor_pages_have_no_key(guest: GuestMaker, policy: str) -> None:
+    one = keyed(guest, policy)
     pkru(one, 0xFFFF_FFFF)
     assert one.fetch(PAGE, USER) == reached(DATA)
-    supervisor = keyed(guest, bits=USED & ~U | key(5))
+    supervisor = keyed(guest, policy, bits=USED & ~U | key(5))
     pkru(supervisor, 0xFFFF_FFFF)
     assert supervisor.write(PAGE) == reached(DATA)
 
 
-def test_e111_without_pke_the_key_and_pkru_mean_nothing(guest: GuestMaker) -> None:
-    one = keyed(guest)
+@pytest.mark.parametrize("policy", BOTH)
+def test_e111_without_pke_the_key_and_pkru_mean_nothing(guest: GuestMaker, policy: str) -> None:
+    one = keyed(guest, policy)
     pkru(one, 0xFFFF_FFFF)
     one.run(OpKind.WRITE_CR4, PAE)
     assert not any(denied(one).values())
@@ -112,7 +116,7 @@ def test_e111_without_pke_the_key_and_pkru_mean_nothing(guest: GuestMaker) -> No
     assert all(denied(one).values())
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", EVERY)
 def test_e139_a_sync_brings_the_new_key_of_an_entry(guest: GuestMaker, policy: str) -> None:
     """The table is unsync when the key changes: rights are the same, and yet the entry is not."""
     one = keyed(guest, policy)
@@ -127,9 +131,10 @@ def test_e139_a_sync_brings_the_new_key_of_an_entry(guest: GuestMaker, policy: s
     one.audit()
 
 
-def test_two_large_pages_over_the_same_frames_keep_their_keys_apart(guest: GuestMaker) -> None:
+@pytest.mark.parametrize("policy", BOTH)
+def test_two_large_pages_over_the_same_frames_keep_their_keys_apart(guest: GuestMaker, policy: str) -> None:
     """Both are split into direct pages of one frame and one set of rights: the role tells their keys apart."""
-    one = keyed(guest, bits=USED | PS | key(5), level=2)
+    one = keyed(guest, policy, bits=USED | PS | key(5), level=2)
     root = one.state().cr3
     one.map(root, 2 << 20, 0, USED | PS | key(6), level=2)
     pkru(one, rights(6, AD))
@@ -142,8 +147,9 @@ def test_two_large_pages_over_the_same_frames_keep_their_keys_apart(guest: Guest
     one.audit()
 
 
-def test_e133_a_large_page_that_changes_its_key_gets_other_direct_pages(guest: GuestMaker) -> None:
-    one = keyed(guest, bits=USED | PS | key(5), level=2)
+@pytest.mark.parametrize("policy", BOTH)
+def test_e133_a_large_page_that_changes_its_key_gets_other_direct_pages(guest: GuestMaker, policy: str) -> None:
+    one = keyed(guest, policy, bits=USED | PS | key(5), level=2)
     entry = one.entry(one.state().cr3, PAGE, 2)
     assert one.read(PAGE, USER) == reached(PAGE)
     one.poke(entry, one.peek(entry) & ~key(15) | key(6))
@@ -153,12 +159,13 @@ def test_e133_a_large_page_that_changes_its_key_gets_other_direct_pages(guest: G
     one.audit()
 
 
+@pytest.mark.parametrize("policy", BOTH)
 @pytest.mark.parametrize("bits", [USED | key(5), USED & ~W | key(5)])
 def test_e112_a_supervisor_write_under_wp_0_keeps_the_page_a_user_page_with_its_key(
-    guest: GuestMaker, bits: int
+    guest: GuestMaker, bits: int, policy: str
 ) -> None:
     """KVM would make it a supervisor page, which has no key; with keys in force the write is emulated instead."""
-    one = keyed(guest, bits=bits)
+    one = keyed(guest, policy, bits=bits)
     one.run(OpKind.WRITE_CR0, CR0 & ~CR0_WP)
     pkru(one, rights(5, WD))
     one.store(PAGE, 0x1122)
