@@ -9,6 +9,7 @@ from tests.unicorn.modes import DATA, MAXPHYADDR, MEMORY, ROOT, TABLES, Mode, Pa
 
 P, W, U, A, D, PS, G, NX = 1, 2, 4, 1 << 5, 1 << 6, 1 << 7, 1 << 8, 1 << 63
 PS_ODDS = {1: 0.2, 2: 0.3, 3: 0.25, 4: 0.04, 5: 0.04}
+KEY_SHIFT = 59
 BITS = ((P, 0.94), (W, 0.75), (U, 0.65), (A, 0.5), (D, 0.5), (G, 0.2), (NX, 0.12))
 PDPTR_RESERVED = (1, 2, 5, 6, 7, 8, *range(MAXPHYADDR, 64))
 # Where a table outside memory is: it reads as zeros.
@@ -40,6 +41,9 @@ def random_entry(rng: random.Random, paging: Paging, level: int) -> int:
     if wide and rng.random() < 0.04:
         # Reserved; under 4- and 5-level paging bits 62:52 are not.
         entry |= 1 << rng.randrange(MAXPHYADDR, 63 if paging.pae else 52)
+    if paging.long and rng.random() < 0.5:
+        # The key of a page; of a table it is ignored.
+        entry |= rng.randrange(16) << KEY_SHIFT
     if level == 1:
         return entry | ps | rng.randrange(DATA >> 12, MEMORY >> 12) << 12
     if ps and level <= paging.largest:
@@ -94,6 +98,13 @@ def random_tables(rng: random.Random, paging: Paging, code_entry: int) -> bytes:
     return b"".join(struct.pack(form, *words) for words in frames)
 
 
+def random_pkru(rng: random.Random) -> int | None:
+    """Return a PKRU that denies some, or ``None``: protection keys are off."""
+    if rng.random() < 0.5:
+        return None
+    return rng.choice((rng.getrandbits(32), rng.getrandbits(32) & rng.getrandbits(32), 1 << rng.randrange(32)))
+
+
 def random_case(rng: random.Random, paging: Paging) -> Case:
     """Return an access with registers of its own."""
     if paging.levels:
@@ -107,5 +118,5 @@ def random_case(rng: random.Random, paging: Paging) -> Case:
     # Under 32-bit paging EFER.NXE only changes what F says.
     nx_odds = 0.8 if paging.entry_bytes == 8 else 0.3
     wp, nx, smep, smap, ac, pse = (rng.random() < odds for odds in (0.6, nx_odds, 0.4, 0.4, 0.4, 0.5))
-    mode = Mode(paging, wp, nx, smep, smap, ac, pse)
+    mode = Mode(paging, wp, nx, smep, smap, ac, pse, random_pkru(rng) if paging.long else None)
     return Case(mode, gva, rng.choice(("read", "write", "fetch")), rng.random() < 0.5)

@@ -25,7 +25,7 @@ UNIT: Final = 16
 """Each unit of data is `mov eax, <its own physical address>`, a jump to itself and nops: fetched or read, it tells where it is."""
 _CODE_TABLE: Final = 0x20000
 _SUPERVISOR_CODE, _USER_CODE = 0x24000, 0x25000
-_READ, _WRITE, _LEAVE, _MORE, _END = 0, 0x100, 0x200, 0x300, 0xF00
+_READ, _WRITE, _LEAVE, _WRPKRU, _MORE, _END = 0, 0x100, 0x200, 0x280, 0x300, 0xF00
 _EFER, _STAR, _SYSENTER_CS = 0xC0000080, 0xC0000081, 0x174
 _AC: Final = 1 << 18
 _PAGE_FAULT: Final = 14
@@ -115,6 +115,7 @@ class Judge:
             self._uc.mem_write(page + _READ, b"\x8b\x03")  # mov eax, [rbx]
             self._uc.mem_write(page + _WRITE, b"\x88\x03")  # mov [rbx], al
             self._uc.mem_write(page + _LEAVE, leave)
+            self._uc.mem_write(page + _WRPKRU, b"\x0f\x01\xef")
 
     def _start(self) -> Any:  # noqa: ANN401  unicorn's context has no type
         self._set_registers(Mode(self.paging, wp=False))
@@ -222,6 +223,14 @@ class Judge:
         uc.reg_write(x86.UC_X86_REG_CR3, ROOT)
         uc.reg_write(x86.UC_X86_REG_CR0, mode.cr0)
 
+    def _write_pkru(self, pkru: int, *, user: bool) -> None:
+        """Execute WRPKRU, which either level may; there is no other way to the register."""
+        for register, value in ((x86.UC_X86_REG_EAX, pkru), (x86.UC_X86_REG_ECX, 0), (x86.UC_X86_REG_EDX, 0)):
+            self._uc.reg_write(register, value)
+        code = self._code + 0x1000 * user
+        self._uc.emu_start(code + _WRPKRU, code + _END, count=1)
+        assert not self._faults
+
     def run(
         self, mode: Mode, gva: int, kind: str, *, user: bool, may_leave_memory: bool = False, as_it_is: bool = False
     ) -> None:
@@ -231,6 +240,8 @@ class Judge:
         if not as_it_is:
             uc.context_restore(self._user if user else self._supervisor)
             self._set_registers(mode)
+            if mode.pkru is not None:
+                self._write_pkru(mode.pkru, user=user)
         uc.reg_write(x86.UC_X86_REG_EFLAGS, 2 | mode.ac * _AC)
         uc.reg_write(x86.UC_X86_REG_EAX, _MARK)
         at = gva + {"read": 1, "write": UNIT - 1, "fetch": 0}[kind]

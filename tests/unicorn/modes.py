@@ -16,7 +16,7 @@ DATA: Final = 0x40000
 """Data lies from here to the end of memory, and in all of the memory further up."""
 MAXPHYADDR: Final = 40
 _CR0, _PG = 0x33, 1 << 31
-_PSE, _PAE, _LA57 = 1 << 4, 1 << 5, 1 << 12
+_PSE, _PAE, _LA57, _PKE = 1 << 4, 1 << 5, 1 << 12, 1 << 22
 _SCE, _LMA_LME, _NXE = 1, 0x500, 0x800
 
 
@@ -121,6 +121,8 @@ class Mode:
     ac: bool = False
     pse: bool = False
     """Asked for where it decides nothing: under 32-bit paging the mode itself says it."""
+    pkru: int | None = None
+    """PKRU with CR4.PKE set; ``None`` with CR4.PKE clear."""
 
     @property
     def cr0(self) -> int:
@@ -131,7 +133,8 @@ class Mode:
     def cr4(self) -> int:
         """CR4."""
         pse = _PSE if self.pse and self.paging.entry_bytes == 8 else 0
-        return self.paging.cr4 | pse | self.smep << 20 | self.smap << 21
+        keys = 0 if self.pkru is None else _PKE
+        return self.paging.cr4 | pse | self.smep << 20 | self.smap << 21 | keys
 
     @property
     def efer(self) -> int:

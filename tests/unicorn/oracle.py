@@ -11,7 +11,7 @@ from tests.unicorn.judge import Seen
 def sdm_says(case: Case, entries: Sequence[int]) -> Seen:
     """Return what the SDM has come of an access through these entries, from level 1 up."""
     mode = case.mode
-    registers = sdm.Registers(mode.wp, mode.nx, mode.smep, mode.smap)
+    registers = sdm.Registers(mode.wp, mode.nx, mode.smep, mode.smap, mode.pkru)
     access = sdm.Access(case.kind, case.user, mode.ac, implicit=False)
     columns = [np.array([entry], np.uint64) for entry in entries]
     linear = np.array([case.gva], np.uint64)

@@ -23,7 +23,7 @@ SLOTS = ((0, MEMORY), (PSE36, MEMORY))
 REFUSED = Seen(None, None, None)
 """CR3 could not be loaded: #GP."""
 
-CPU = CpuModel(maxphyaddr=MAXPHYADDR)
+CPU = CpuModel(maxphyaddr=MAXPHYADDR, pku=True)
 
 
 class Subject(Protocol):
@@ -85,7 +85,7 @@ class ModelWalk:
 
 def context_of(mode: Mode) -> Context:
     """Return the model's rules of a mode."""
-    return make_context(Registers(mode.cr0, ROOT, mode.cr4, mode.efer), CPU)
+    return make_context(Registers(mode.cr0, ROOT, mode.cr4, mode.efer, mode.pkru or 0), CPU)
 
 
 class ShadowMmu:
@@ -111,12 +111,14 @@ class ShadowMmu:
 
     def _set(self, mode: Mode) -> bool:
         """Set the registers; false if that is refused. A CR3 write empties the TLB, as the judge's is at each access."""
-        writes = (
+        writes = [
             Op(OpKind.WRITE_CR4, OpFlag.HOST, addr=mode.cr4),
             Op(OpKind.WRITE_EFER, OpFlag.HOST, addr=mode.efer),
             Op(OpKind.WRITE_CR0, OpFlag.HOST, addr=mode.cr0),
             Op(OpKind.WRITE_CR3, addr=ROOT),
-        )
+        ]
+        if mode.pkru is not None:
+            writes.append(Op(OpKind.WRITE_PKRU, addr=mode.pkru))
         return all(self.machine.execute(write).code == OutcomeCode.OK for write in writes)
 
     def access(self, case: Case) -> Seen:

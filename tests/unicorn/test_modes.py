@@ -6,6 +6,7 @@ is listed in :mod:`.differences`, and counted.
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from tests.behaviour.machines import MachineMaker, model, native
@@ -36,7 +37,8 @@ def ends_of(paging: Paging) -> set[str]:
     write = (2, 3, 6, 7, *((0xB, 0xF) if reserved else ()))
     # Without NX and SMEP the processor does not define F; a supervisor's fetch is denied by one of them only.
     fetch = {code & ~1 | bit | code & 1 for code in read for bit in (0, 0x10)} - {1}
-    told = (("read", read), ("write", write), ("fetch", fetch))
+    keyed = (("read", (0x21, 0x25)), ("write", (0x23, 0x27))) if paging.long else ()
+    told = (("read", read), ("write", write), ("fetch", fetch), *keyed)
     return sizes | {f"{kind} fault {code:#x}" for kind, codes in told for code in codes}
 
 
@@ -107,6 +109,10 @@ def without_smap(memory: GuestMemory, context: Context, first: int | None, gva: 
     return walk(memory, context, first, gva, access._replace(override=True))
 
 
+def without_keys(memory: GuestMemory, context: Context, first: int | None, gva: int, access: Access) -> GuestWalk | int:
+    return walk(memory, replace(context, keys=False, pkru=0), first, gva, access)
+
+
 def without_dirty(
     memory: GuestMemory, context: Context, first: int | None, gva: int, access: Access
 ) -> GuestWalk | int:
@@ -133,13 +139,15 @@ def without_the_offset_in_a_page(
     return found
 
 
-BROKEN = (without_smap, without_dirty, with_another_code, without_the_offset_in_a_page)
+BROKEN = (without_smap, without_keys, without_dirty, with_another_code, without_the_offset_in_a_page)
 
 
 @pytest.mark.parametrize("broken", BROKEN)
 def test_a_walk_that_is_wrong_is_found_out(judge: Judge, broken: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
     if not judge.paging.levels and broken is not without_the_offset_in_a_page:
         return  # there are no entries and no faults to be wrong about
+    if broken is without_keys and not judge.paging.long:
+        return
     monkeypatch.setattr(subjects, "walk", broken)
     with pytest.raises(DisagreementError) as found:
         run(judge, ModelWalk(judge.paging), 1, CI)
