@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "each is one CPUID bit")]
 pub struct CpuModel {
-    /// Physical address width, 36..=52: higher bits are reserved in entries and in CR3 (CPUID.80000008H:EAX[7:0]).
+    /// Physical address width, 36..=52: higher bits are reserved in entries and in CR3 (`CPUID.80000008H:EAX[7:0]`).
     pub maxphyaddr: u8,
     /// 1 GiB pages in 4- and 5-level paging; without them bit 7 of a PDPTE is reserved.
     pub gib_pages: bool,
@@ -24,7 +24,7 @@ pub struct CpuModel {
     pub smap: bool,
     /// CR4.LA57 may be set: 5-level paging.
     pub la57: bool,
-    /// Long mode exists: EFER.LME may be set (CPUID.80000001H:EDX[29]).
+    /// Long mode exists: EFER.LME may be set (`CPUID.80000001H:EDX[29]`).
     pub long_mode: bool,
     /// CR4.PKE may be set: protection keys of user pages. KVM gives them to no guest on shadow page tables, and the default here
     /// is the same; how they work all the same: docs/machine.md, 18.
