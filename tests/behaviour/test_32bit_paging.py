@@ -70,6 +70,20 @@ def test_e102_without_pse_bit_7_of_a_directory_entry_means_nothing(guest: GuestM
     assert one.read(0x1000) == reached(DATA)
 
 
+@pytest.mark.parametrize("policy", [*POLICIES, "seed,pae_roots=cached", "lru:3,pae_roots=cached"])
+def test_e024_a_change_of_pse_finds_no_page_that_was_made_before(guest: GuestMaker, policy: str) -> None:
+    """A directory entry is a 4 MiB page, then leads to a table, then is a page again; KVM finds the pages of the other meaning."""
+    one = narrow(guest, policy, CR4_PSE)
+    root, other = one.table(), one.table()
+    set32(one, root + 4, DATA | USED | PS)
+    set32(one, DATA + 4, other | USED)
+    one.cr3(root)
+    for cr4, gpa in [(CR4_PSE, DATA + 0x1008), (0, other + 8), (CR4_PSE, DATA + 0x1008), (0, other + 8)]:
+        assert one.run(OpKind.WRITE_CR4, cr4).code == OutcomeCode.OK
+        assert one.read(DATA + 0x1008) == one.write(DATA + 0x1008) == reached(gpa)
+        one.audit()
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_e143_an_emulated_write_to_a_32_bit_directory_zaps_both_halves_of_its_4_mib(
     guest: GuestMaker, policy: str

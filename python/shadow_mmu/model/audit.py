@@ -28,7 +28,7 @@ from .constants import (
 from .pae_roots import is_pae
 from .pages import ShadowPage
 from .permissions import gpte_access, leaf_access
-from .role import CR0_WP, FOUR_BYTE, child_role, gpte_gpa, key_of
+from .role import CR0_WP, FOUR_BYTE, NO_PSE, child_role, gpte_gpa, key_of
 from .roots import root_pages
 from .vm import SharedState
 
@@ -75,8 +75,7 @@ def _link_against_table(vm: SharedState, page: ShadowPage, index: int, child: Sh
         return
     gpte = _gpte(vm, page, index)
     gfn = (gpte & PFN_MASK) >> PAGE_SHIFT
-    # CR4.PSE, which decides what bit 7 of a 4-byte entry means, is not in the role: the child tells.
-    large = page.level <= 3 and bool(gpte & GPTE_PS) and (not page.role & FOUR_BYTE or child.direct)
+    large = page.level <= 3 and bool(gpte & GPTE_PS) and not page.role & NO_PSE
     if large:
         gfn &= ~((1 << 9 * (page.level - 1)) - 1)
         if page.role & FOUR_BYTE:  # 4 MiB, of which this entry maps one half; PSE-36

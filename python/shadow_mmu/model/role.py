@@ -21,8 +21,10 @@ SMEP_ANDNOT_WP: Final = 1 << 14
 SMAP_ANDNOT_WP: Final = 1 << 15
 KEY_SHIFT: Final = 19
 KEY_MASK: Final = 15 << KEY_SHIFT
-"""Protection key of what a direct page maps. KVM has not this field nor the next: it gives shadow paging no keys."""
+"""Protection key of what a direct page maps. KVM has not this field nor the next two: it gives shadow paging no keys."""
 PKE_ANDNOT_WP: Final = 1 << 23
+NO_PSE: Final = 1 << 24
+"""32-bit paging with CR4.PSE clear: bit 7 of an entry means nothing there, and a page of before must not be found."""
 SYNC_MASK: Final = ~(LEVEL_MASK | QUADRANT_MASK | ACCESS_MASK | 1 << 18) & 0xFFFFFFFF
 """Bits in which a page must agree with the vCPU's root role to be synced: all but level, quadrant, access, passthrough."""
 
@@ -33,7 +35,7 @@ def root_role(context: Context) -> int:
     if context.mode is PagingMode.NONE:
         return role | DIRECT
     if context.mode is PagingMode.BITS32:
-        role |= FOUR_BYTE
+        role |= FOUR_BYTE | (NO_PSE if context.largest == 1 else 0)
     if context.wp:
         return role | CR0_WP
     role |= PKE_ANDNOT_WP if context.keys else 0

@@ -29,6 +29,7 @@ _ROLE_BITS: Final = (
     (roles.SMEP_ANDNOT_WP, "smep_andnot_wp"),
     (roles.SMAP_ANDNOT_WP, "smap_andnot_wp"),
     (roles.PKE_ANDNOT_WP, "pke_andnot_wp"),
+    (roles.NO_PSE, "no_pse"),
 )
 _MODES: Final = {3: "PAE", 4: "4-level", 5: "5-level"}
 

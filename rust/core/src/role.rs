@@ -10,7 +10,7 @@ use crate::{
     regs::PagingMode,
 };
 
-/// A role word, bit for bit KVM's.
+/// A role word: KVM's bits in their places, and three fields of this machine's own above them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(transparent)]
 pub struct PageRole(u32);
@@ -30,10 +30,12 @@ const CR0_WP: u32 = 1 << 13;
 const SMEP_ANDNOT_WP: u32 = 1 << 14;
 const SMAP_ANDNOT_WP: u32 = 1 << 15;
 const PASSTHROUGH: u32 = 1 << 18;
-// Two fields that KVM has not, for it gives no protection keys to a guest on shadow page tables; 0 without them.
+// Fields that KVM has not, 0 in what its guests do. It gives no protection keys to a guest on shadow page tables; and it lets a 32-bit
+// guest that changes CR4.PSE find the pages of before, whose large entries mean something else by then.
 const KEY_SHIFT: u32 = 19;
 const KEY: u32 = 15 << KEY_SHIFT;
 const PKE_ANDNOT_WP: u32 = 1 << 23;
+const NO_PSE: u32 = 1 << 24;
 
 /// Bits in which a page must agree with the vCPU's root role to be synced by it (C.5, F-37).
 pub const ROLE_SYNC_MASK: u32 = !(LEVEL | ACCESS | QUADRANT | PASSTHROUGH);
@@ -44,6 +46,8 @@ pub const ROLE_SYNC_MASK: u32 = !(LEVEL | ACCESS | QUADRANT | PASSTHROUGH);
 pub struct RoleInputs {
     /// The guest's paging mode.
     pub mode: PagingMode,
+    /// CR4.PSE, which only 32-bit paging asks about.
+    pub pse: bool,
     /// CR0.WP.
     pub wp: bool,
     /// CR4.SMEP.
@@ -61,7 +65,7 @@ impl PageRole {
         let mut word = level | (u32::from(Access::all().bits()) << ACCESS_SHIFT) | EFER_NX;
         match inputs.mode {
             PagingMode::None => return Self(word | DIRECT),
-            PagingMode::Bits32 => word |= FOUR_BYTE,
+            PagingMode::Bits32 => word |= FOUR_BYTE | if inputs.pse { 0 } else { NO_PSE },
             PagingMode::Pae | PagingMode::Long4 | PagingMode::Long5 => {}
         }
         if inputs.wp {
@@ -131,6 +135,12 @@ impl PageRole {
     #[inline]
     pub const fn has_four_byte_entries(self) -> bool {
         self.0 & FOUR_BYTE != 0
+    }
+
+    /// Whether bit 7 of an entry above level 1 makes it large: not in 32-bit paging with CR4.PSE clear.
+    #[inline]
+    pub const fn has_large_entries(self) -> bool {
+        self.0 & NO_PSE == 0
     }
 
     /// Which half or quarter of a table of 4-byte entries the page shadows.
@@ -217,13 +227,33 @@ pub enum Directness {
 mod tests {
     use super::*;
 
-    const INPUTS: RoleInputs = RoleInputs { mode: PagingMode::Long4, wp: true, smep: true, smap: true, keys: false };
+    const INPUTS: RoleInputs =
+        RoleInputs { mode: PagingMode::Long4, pse: true, wp: true, smep: true, smap: true, keys: false };
 
     #[test]
     fn c1_root_role_word_is_kvms() {
         assert_eq!(PageRole::root(INPUTS).word(), 4 | 7 << 8 | 1 << 12 | 1 << 13);
         let wp0 = PageRole::root(RoleInputs { wp: false, ..INPUTS });
         assert_eq!(wp0.word(), 4 | 7 << 8 | 1 << 12 | 1 << 14 | 1 << 15);
+    }
+
+    #[test]
+    fn e024_only_32_bit_paging_asks_about_pse_and_a_child_inherits_it() {
+        for (mode, differ) in [
+            (PagingMode::None, false),
+            (PagingMode::Bits32, true),
+            (PagingMode::Pae, false),
+            (PagingMode::Long4, false),
+            (PagingMode::Long5, false),
+        ] {
+            let [with, without] =
+                [true, false].map(|pse| PageRole::root(RoleInputs { mode, pse, ..INPUTS }).pae_root(1));
+            assert_eq!(with != without, differ, "{mode:?}");
+            assert_eq!((with.has_large_entries(), without.has_large_entries()), (true, !differ));
+            let child = without.child(Access::USER, Directness::Indirect, 0);
+            assert_eq!(child.has_large_entries(), !differ, "{mode:?}");
+            assert_eq!(with.may_sync(child), without.may_sync(child) && !differ, "{mode:?}");
+        }
     }
 
     #[test]

@@ -130,6 +130,7 @@ impl PagingContext {
                 MmuKind::Tdp => PageRole::tdp(),
                 MmuKind::Shadow => PageRole::root(RoleInputs {
                     mode,
+                    pse,
                     wp: rules.write_protects_supervisor(),
                     smep: rules.smep(),
                     smap: rules.smap(),

@@ -65,8 +65,6 @@ pub(super) struct Machine {
     pub(super) recent: VecDeque<(Mode, u64)>,
     tail: VecDeque<(Op, Outcome)>,
     seed: u64,
-    /// CR4.PSE is not in the role of a page (C.1): a toggle would not reach large pages of 32-bit paging. So it is constant.
-    pub(super) pse: u64,
     pub(super) figures: Figures,
 }
 
@@ -79,7 +77,6 @@ impl Machine {
         for (gpa, word) in guest.setup() {
             vm.host_write(Gpa::new(gpa), &word.to_le_bytes()).unwrap();
         }
-        let pse = if guest.rng.bool() { PSE } else { 0 };
         let mut machine = Self {
             regs: core::array::from_fn(|vcpu| *vm.cpu(vcpu).unwrap().regs()),
             vm,
@@ -88,7 +85,6 @@ impl Machine {
             recent: VecDeque::new(),
             tail: VecDeque::new(),
             seed,
-            pse,
             figures: Figures::default(),
         };
         for vcpu in 0..VCPUS {

@@ -1,8 +1,8 @@
 //! What is done to a machine: scenes of a few operations each, drawn from its guest.
 
 use shadow_mmu::regs::{
-    CR0_PG as PG, CR0_WP as WP, CR4_LA57 as LA57, CR4_PAE as PAE, CR4_PGE as PGE, CR4_SMAP as SMAP, CR4_SMEP as SMEP,
-    EFER_LME as LME, EFER_NXE as NXE,
+    CR0_PG as PG, CR0_WP as WP, CR4_LA57 as LA57, CR4_PAE as PAE, CR4_PGE as PGE, CR4_PSE as PSE, CR4_SMAP as SMAP,
+    CR4_SMEP as SMEP, EFER_LME as LME, EFER_NXE as NXE,
 };
 use shadow_mmu::{Op, OpKind, Outcome};
 
@@ -205,7 +205,7 @@ impl Machine {
     pub(super) fn change_mode(&mut self, vcpu: usize, mode: Mode) {
         let before = self.regs[vcpu];
         let cr4 = before.cr4 & (SMEP | SMAP | PGE)
-            | self.pse
+            | self.guest.rng.choice([0, PSE]).unwrap()
             | match mode {
                 Mode::Off => self.guest.rng.choice([0, PAE]).unwrap(),
                 Mode::Bits32 => 0,

@@ -66,8 +66,7 @@ impl MmuView<'_> {
         }
         if let Some(pte) = self.synced_entry(at, page) {
             let (level, four_byte) = (page.role.level(), page.role.has_four_byte_entries());
-            // CR4.PSE, which decides what bit 7 of a 4-byte entry means, is not in the role: the child tells.
-            let large = pte & PTE_LARGE != 0 && !level.is_last() && (!four_byte || below.role.is_direct());
+            let large = pte & PTE_LARGE != 0 && !level.is_last() && page.role.has_large_entries();
             let within = Gva::new((at.at() as u64 & 1) << 21);
             let wanted = match (large, four_byte) {
                 (false, _) => Gpa::new(pte & PHYS_MASK).gfn(),
