@@ -15,6 +15,7 @@ __all__ = [
     "GeneralProtection",
     "GuestEvent",
     "GuestMemoryError",
+    "InvalidOpcode",
     "MemoryRangeError",
     "MissingExtraError",
     "PageFault",

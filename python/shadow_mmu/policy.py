@@ -37,7 +37,10 @@ class PolicyOptions(TypedDict, total=False):
 _OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     name: get_args(choices) for name, choices in get_type_hints(PolicyOptions).items()
 }
-_CHOICES = f"'locked', 'seed' or 'lru:N' with N = 0..{MAX_PREVIOUS_ROOTS}"
+POLICY_CHOICES: Final = f"'locked', 'seed' or 'lru:N' with N = 0..{MAX_PREVIOUS_ROOTS}"
+"""The names of a policy, for people."""
+OPTION_CHOICES: Final = ", ".join(f"{name}={'|'.join(choices)}" for name, choices in _OPTIONS.items())
+"""Its options with their values, for people."""
 _LRU = re.compile(r"lru:(0|[1-9][0-9]*)")
 
 
@@ -95,7 +98,7 @@ class Policy:
             raise ConfigError(f"the number of previous roots must be an integer, not {self.previous!r}")
         allowed = {"locked": range(1), "seed": range(1, 2), "lru": range(MAX_PREVIOUS_ROOTS + 1)}.get(self.kind)
         if allowed is None:
-            raise ConfigError(f"no policy {self.kind!r}: expected {_CHOICES}")
+            raise ConfigError(f"no policy {self.kind!r}: expected {POLICY_CHOICES}")
         if self.previous not in allowed:
             raise ConfigError(
                 f"policy {self.kind!r} cannot have {self.previous} previous roots: expected {allowed[0]}..{allowed[-1]}"
@@ -149,7 +152,7 @@ class Policy:
         elif match is not None and len(match[1]) <= 2 and int(match[1]) <= MAX_PREVIOUS_ROOTS:
             found = cls.lru(int(match[1]))
         else:
-            raise ConfigError(f"no policy {text!r}: expected {_CHOICES}")
+            raise ConfigError(f"no policy {text!r}: expected {POLICY_CHOICES}")
         given: dict[str, Any] = {}
         for option in options:
             key, _, value = option.partition("=")

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Final, Self
 import numpy as np
 import numpy.typing as npt
 
+from shadow_mmu.checks import shown
 from shadow_mmu.errors import ProgramError
 from shadow_mmu.frozen import digest, same
 
@@ -73,8 +74,8 @@ class Translations:
         translated, wrong = int(self.translated.sum()), int((self.error == self.NOT_CANONICAL).sum())
         faults = self.error.size - translated - wrong
         parts = [(translated, "translated"), (faults, f"page fault{'s' * (faults != 1)}"), (wrong, "not canonical")]
-        shown = ", ".join(f"{count:,} {name}" for count, name in parts if count) or "none"
-        return f"<Translations of {self.error.size:,} address{'es' * (self.error.size != 1)}: {shown}>"
+        counted = ", ".join(f"{count:,} {name}" for count, name in parts if count) or "none"
+        return f"<Translations of {self.error.size:,} address{'es' * (self.error.size != 1)}: {counted}>"
 
 
 def as_addresses(gvas: object) -> "npt.NDArray[np.uint64]":
@@ -122,6 +123,6 @@ def _from_integers(gvas: "list[Any] | tuple[Any, ...] | range") -> "npt.NDArray[
     except (TypeError, OverflowError) as error:
         for number, gva in enumerate(gvas):
             if not hasattr(gva, "__index__") or not 0 <= operator.index(gva) < 1 << 64:
-                shown = hex(gva) if isinstance(gva, int) else repr(gva)
-                raise ProgramError(f"gvas[{number}] is {shown}: {_EXPECTED}") from error
+                text = hex(gva) if isinstance(gva, int) and gva.bit_length() <= 1024 else shown(gva)
+                raise ProgramError(f"gvas[{number}] is {text}: {_EXPECTED}") from error
         raise

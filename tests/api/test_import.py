@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import shadow_mmu
+from shadow_mmu import errors
 
 HEAVY = ("numpy", "click", "rich", "dataclasses", "typing", "shadow_mmu._native", "shadow_mmu.vm", "shadow_mmu.model")
 
@@ -51,6 +52,13 @@ def test_every_public_name_is_there(name: str) -> None:
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Vmm'"):
         shadow_mmu.Vmm  # noqa: B018  the access is the test
+
+
+def test_every_error_is_public_by_both_ways() -> None:
+    kinds = {name for name, one in vars(errors).items() if isinstance(one, type) and one.__module__ == errors.__name__}
+    assert "InvalidOpcode" in kinds
+    assert set(errors.__all__) == kinds
+    assert kinds <= set(shadow_mmu.__all__)
 
 
 def test_public_names_are_sorted_once_each() -> None:

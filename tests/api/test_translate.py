@@ -199,6 +199,7 @@ def test_other_whole_numbers(vcpu: Vcpu, gvas: Any) -> None:  # noqa: ANN401  of
         ([1.0], r"gvas\[0\] is 1.0"),
         ([GVA, -1], r"gvas\[1\] is -0x1"),
         ([1 << 64], r"gvas\[0\] is 0x10000000000000000"),
+        ([10**5000], r"gvas\[0\] is an integer of 16,610 bits"),
         ([[GVA]], r"gvas\[0\] is \["),
         ([None], r"gvas\[0\] is None"),
         (np.array([1.5]), "array of float64"),

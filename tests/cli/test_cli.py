@@ -118,6 +118,12 @@ def test_a_bad_file_is_exit_code_2(tmp_path: Path, tiny: Path) -> None:
     assert run("replay").exit_code == 2
 
 
+def test_help_names_every_option_of_a_policy_with_its_values() -> None:
+    text = " ".join(run("replay", "--help").stdout.split())
+    for option in ("link=mark-first|kvm|full-sync", "pae_roots=uncached|cached", "mmu=shadow|tdp", "host=64|pae"):
+        assert option in text
+
+
 def test_help_and_version_are_there() -> None:
     for arguments in (["--help"], ["replay", "--help"], ["run", "--help"], ["run", "kpti", "--help"], ["diff", "-h"]):
         done = run(*arguments)

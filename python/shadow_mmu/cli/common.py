@@ -13,7 +13,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import click
 
 from shadow_mmu.errors import ConfigError, ShadowMmuError
-from shadow_mmu.policy import LOCK_KINDS, Policy, with_locks
+from shadow_mmu.policy import LOCK_KINDS, OPTION_CHOICES, POLICY_CHOICES, Policy, with_locks
 
 __all__ = ["finish", "json_option", "policy_option", "progress_bar", "rate", "seed_option", "typed_errors"]
 
@@ -83,7 +83,7 @@ def _policy_options(default: tuple[str, ...]) -> Callable[[Callable[..., Any]], 
         show_default=True,
         callback=_policies,
         metavar="POLICY",
-        help="locked, seed or lru:N with N = 0..16, and options: seed,pae_roots=cached,host=pae; may be given several times, each at most once.",
+        help=f"{POLICY_CHOICES}; then options, each as ,NAME=VALUE with {OPTION_CHOICES}. May be given several times, each at most once.",
     )
 
 

@@ -12,7 +12,7 @@ use crate::{
     translate,
 };
 
-/// One virtual CPU. Methods raise `PageFault`, `GeneralProtection`, `TripleFault`, `VcpuBusyError`, `ClosedError`.
+/// One virtual CPU. Methods raise `PageFault`, `GeneralProtection`, `InvalidOpcode`, `TripleFault`, `VcpuBusyError`, `ClosedError`.
 #[pyclass(frozen, weakref, module = "shadow_mmu._native")]
 pub(crate) struct Vcpu {
     machine: Arc<Machine>,
@@ -112,43 +112,46 @@ impl Vcpu {
         self.with(py, |cpu| Ok(cpu.regs().pkru))
     }
 
-    /// MOV to CR0.
+    /// MOV to CR0. Raises `GeneralProtection` for a value that the processor refuses; nothing has changed then.
     #[pyo3(signature = (value, /))]
     fn write_cr0(&self, py: Python<'_>, value: Word) -> PyResult<()> {
         self.instruction(py, |cpu| cpu.write_cr0(value.0))
     }
 
-    /// MOV to CR3.
+    /// MOV to CR3, with the vCPU's policy. Raises `GeneralProtection` as `write_cr0` does.
     #[pyo3(signature = (value, /))]
     fn write_cr3(&self, py: Python<'_>, value: Word) -> PyResult<()> {
         self.instruction(py, |cpu| cpu.write_cr3(value.0))
     }
 
-    /// MOV to CR4.
+    /// MOV to CR4. Raises `GeneralProtection` as `write_cr0` does, for what the `CpuModel` lacks too.
     #[pyo3(signature = (value, /))]
     fn write_cr4(&self, py: Python<'_>, value: Word) -> PyResult<()> {
         self.instruction(py, |cpu| cpu.write_cr4(value.0))
     }
 
-    /// WRMSR to EFER.
+    /// WRMSR to EFER. Raises `GeneralProtection` as `write_cr4` does.
     #[pyo3(signature = (value, /))]
     fn write_efer(&self, py: Python<'_>, value: Word) -> PyResult<()> {
         self.instruction(py, |cpu| cpu.write_efer(value.0))
     }
 
-    /// WRPKRU. Raises `InvalidOpcode` while CR4.PKE is clear.
+    /// WRPKRU of EDX:EAX. Raises `InvalidOpcode` while CR4.PKE is clear, `GeneralProtection` if bits 63:32 are set.
     #[pyo3(signature = (value, /))]
     fn write_pkru(&self, py: Python<'_>, value: Word) -> PyResult<()> {
         self.instruction(py, |cpu| cpu.write_pkru(value.0))
     }
 
-    /// INVLPG.
+    /// INVLPG. An address that is not canonical does nothing.
     #[pyo3(signature = (gva, /))]
     fn invlpg(&self, py: Python<'_>, gva: Word) -> PyResult<()> {
         self.instruction(py, |cpu| cpu.invlpg(Gva::new(gva.0)))
     }
 
-    /// Translate `gva` as the guest would for this kind of access; nothing is read or stored.
+    /// Translate `gva` as the guest would for a "read", "write" or "fetch"; nothing is read or stored.
+    ///
+    /// Returns the gpa, or an `MmioExit` where no memslot is. Raises `PageFault`; `GeneralProtection` for an address that is not
+    /// canonical; `ConfigError` for another kind.
     #[pyo3(signature = (gva, kind="read", /, *, user=false, ac=false, implicit=false))]
     fn access<'py>(
         &self,
@@ -163,7 +166,8 @@ impl Vcpu {
         self.reach(py, |cpu| cpu.access(Gva::new(gva.0), kind, flags(user, ac, implicit)))
     }
 
-    /// Where the guest's tables lead such an access now. Nothing changes by it, no A or D bit either.
+    /// Where the guest's tables lead such an access now: the gpa, whether or not a memslot has it. Nothing changes by it, no A or D
+    /// bit either. Raises what the access would raise.
     #[pyo3(signature = (gva, kind="read", /, *, user=false, ac=false, implicit=false))]
     fn translate(&self, py: Python<'_>, gva: Word, kind: &str, user: bool, ac: bool, implicit: bool) -> PyResult<u64> {
         let (gva, kind, flags) = (Gva::new(gva.0), access_kind(py, kind)?, flags(user, ac, implicit));
@@ -173,7 +177,10 @@ impl Vcpu {
         }
     }
 
-    /// The same for every address of an array, without the interpreter if they are many.
+    /// The same for every address of an array of unsigned integers, of any shape, or of a flat list of integers.
+    ///
+    /// Returns `Translations`: arrays `gpa` (uint64) and `error` (int32) of that shape. Raises `ProgramError` for other addresses.
+    /// From 1,024 addresses on the interpreter is released, and Ctrl-C ends the call.
     #[pyo3(signature = (gvas, kind="read", /, *, user=false, ac=false, implicit=false))]
     fn translate_many<'py>(
         &self,
