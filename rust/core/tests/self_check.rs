@@ -41,6 +41,7 @@ fn config(seed: u64) -> VmConfig {
             maxphyaddr: WIDTHS[number % WIDTHS.len()],
             gib_pages: number % 17 < 12,
             pse36: number % 19 < 12,
+            pku: number % 23 < 14,
             ..CpuModel::default()
         },
         ..VmConfig::default()
@@ -67,7 +68,7 @@ fn check(figures: &Figures) {
     assert!(figures.judged > figures.operations / 5, "{figures:?}");
     assert!(figures.judged_ok > figures.judged / 4, "{figures:?}");
     assert!(figures.judged_faults > figures.judged / 20, "{figures:?}");
-    for rare in [figures.mmio, figures.stale, figures.refused] {
+    for rare in [figures.mmio, figures.stale, figures.refused, figures.denied_by_key] {
         assert!(rare > figures.operations / 2_000, "{figures:?}");
     }
     assert!(figures.lenient < figures.judged / 200, "{figures:?}");

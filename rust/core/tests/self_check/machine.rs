@@ -8,7 +8,8 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use shadow_mmu::regs::{
-    CR0_PG as PG, CR4_PAE as PAE, CR4_PGE as PGE, CR4_PSE as PSE, CR4_SMEP as SMEP, ControlRegs, EFER_LME as LME,
+    CR0_PG as PG, CR4_PAE as PAE, CR4_PGE as PGE, CR4_PKE as PKE, CR4_PSE as PSE, CR4_SMEP as SMEP, ControlRegs,
+    EFER_LME as LME,
 };
 use shadow_mmu::{FaultCode, Gpa, Gva, Op, OpKind, Outcome, Vm, VmConfig};
 
@@ -31,6 +32,7 @@ pub(super) struct Figures {
     pub(super) judged: u64,
     pub(super) judged_ok: u64,
     pub(super) judged_faults: u64,
+    pub(super) denied_by_key: u64,
     pub(super) mmio: u64,
     /// Accesses without an invalidation before them that reached what a walk does not.
     pub(super) stale: u64,
@@ -47,6 +49,7 @@ impl Figures {
         self.judged += other.judged;
         self.judged_ok += other.judged_ok;
         self.judged_faults += other.judged_faults;
+        self.denied_by_key += other.denied_by_key;
         self.mmio += other.mmio;
         self.stale += other.stale;
         self.lenient += other.lenient;
@@ -73,7 +76,7 @@ impl Machine {
         let slots = vec![(Gpa::new(0), LOW_BYTES), (Gpa::new(HIGH_SLOT), HIGH_BYTES)];
         let maxphyaddr = u32::from(config.cpu.maxphyaddr);
         let vm = Vm::new(VmConfig { slots, vcpus: VCPUS, ..config.clone() }).unwrap();
-        let mut guest = Guest { rng: fastrand::Rng::with_seed(seed), maxphyaddr };
+        let mut guest = Guest { rng: fastrand::Rng::with_seed(seed), maxphyaddr, keys: config.cpu.pku };
         for (gpa, word) in guest.setup() {
             vm.host_write(Gpa::new(gpa), &word.to_le_bytes()).unwrap();
         }
@@ -162,7 +165,10 @@ impl Machine {
                 self.check_memory(&op, &walk, outcome, &told);
             }
             self.figures.judged_ok += u64::from(fresh && reached);
-            self.figures.judged_faults += u64::from(fresh && matches!(outcome, Outcome::PageFault { .. }));
+            if let (true, Outcome::PageFault { code, .. }) = (fresh, outcome) {
+                self.figures.judged_faults += 1;
+                self.figures.denied_by_key += u64::from(code.contains(FaultCode::PK));
+            }
             self.figures.mmio += u64::from(matches!(outcome, Outcome::Mmio(_)));
             return;
         }
@@ -265,6 +271,23 @@ impl Machine {
 
     pub(super) fn write_cr3(&mut self, vcpu: usize, value: u64, host: bool) -> bool {
         self.write(vcpu, OpKind::WriteCr3, value, host, ControlRegs { cr3: value, ..self.regs[vcpu] })
+    }
+
+    /// Writes PKRU, which a guest can with CR4.PKE only, and nobody without keys.
+    pub(super) fn write_pkru(&mut self, vcpu: usize, value: u64, host: bool) {
+        let expected = if !host && self.regs[vcpu].cr4 & PKE == 0 {
+            Outcome::InvalidOpcode
+        } else if self.guest.keys && value >> 32 == 0 {
+            Outcome::Ok(0)
+        } else {
+            Outcome::GeneralProtection
+        };
+        let outcome = self.execute(vcpu, Op::new(OpKind::WritePkru, value).with_flags(if host { Op::HOST } else { 0 }));
+        assert_eq!(outcome, expected, "{}", self.told());
+        if outcome == Outcome::Ok(0) {
+            self.regs[vcpu].pkru = value as u32;
+        }
+        assert_eq!(*self.vm.cpu(vcpu).unwrap().regs(), self.regs[vcpu], "{}", self.told());
     }
 }
 

@@ -1,8 +1,8 @@
 //! What is done to a machine: scenes of a few operations each, drawn from its guest.
 
 use shadow_mmu::regs::{
-    CR0_PG as PG, CR0_WP as WP, CR4_LA57 as LA57, CR4_PAE as PAE, CR4_PGE as PGE, CR4_PSE as PSE, CR4_SMAP as SMAP,
-    CR4_SMEP as SMEP, EFER_LME as LME, EFER_NXE as NXE,
+    CR0_PG as PG, CR0_WP as WP, CR4_LA57 as LA57, CR4_PAE as PAE, CR4_PGE as PGE, CR4_PKE as PKE, CR4_PSE as PSE,
+    CR4_SMAP as SMAP, CR4_SMEP as SMEP, ControlRegs, EFER_LME as LME, EFER_NXE as NXE,
 };
 use shadow_mmu::{Op, OpKind, Outcome};
 
@@ -39,7 +39,8 @@ impl Machine {
                 let _ = self.execute(vcpu, Op::new(OpKind::ZapGfn, gpa >> 12));
             }
             87 => self.flood(vcpu),
-            88..97 => self.remap(vcpu),
+            88..95 => self.remap(vcpu),
+            95 | 96 => self.keys(vcpu),
             _ => {
                 let (before, mode) = (self.mode(vcpu), self.guest.rng.choice(Mode::ALL).unwrap());
                 self.change_mode(vcpu, mode);
@@ -112,8 +113,7 @@ impl Machine {
     fn remap(&mut self, vcpu: usize) {
         let gva = self.page(vcpu);
         self.access(vcpu, gva, false);
-        let access = Self::access_of(&Op::new(OpKind::Read, gva));
-        let Some(&(place, ..)) = self.view(vcpu).walk(&access).used.last() else { return };
+        let Some((place, _)) = self.leaf(vcpu, gva) else { return };
         if place < LOW_BYTES && tables::kind_of(place) != Kind::Data {
             self.store(vcpu, place, tables::kind_of(place));
             self.access(vcpu, gva, false);
@@ -123,8 +123,6 @@ impl Machine {
     }
 
     fn store(&mut self, vcpu: usize, place: u64, kind: Kind) {
-        let gva = Guest::window(self.mode(vcpu), place);
-        self.invlpg(vcpu, gva);
         let narrow = matches!(kind, Kind::Narrow(_));
         let size = match self.guest.rng.u32(..10) {
             0 => 1,
@@ -133,14 +131,21 @@ impl Machine {
             _ if narrow => 4,
             _ => 8,
         };
-        let gva = if size == 8 { gva & !7 } else { gva };
+        self.store_value(vcpu, if size == 8 { place & !7 } else { place }, size, None);
+    }
+
+    /// Stores through the window: this value if it leads there, else what may be where it leads.
+    fn store_value(&mut self, vcpu: usize, place: u64, size: u32, value: Option<u64>) {
+        let gva = Guest::window(self.mode(vcpu), place);
+        self.invlpg(vcpu, gva);
         let access = Access { gva, write: true, fetch: false, user: true, lifts_smap: false };
         // Where it arrives says what may be stored: entries of the right width.
         let End::Gpa(gpa) = self.view(vcpu).walk(&access).end else { return };
         if tables::is_of_the_window(gpa) {
             return;
         }
-        let value = self.guest.word(tables::kind_of(gpa));
+        let drawn = self.guest.word(tables::kind_of(gpa));
+        let value = value.filter(|_| gpa == place).unwrap_or(drawn);
         let mut op = Op::new(OpKind::Store, gva).with_flags(USER);
         (op.aux, op.value) = (size, value);
         self.check(vcpu, op, true);
@@ -176,10 +181,76 @@ impl Machine {
             0 | 1 => self.write_cr0(vcpu, regs.cr0 ^ WP, host),
             2 => self.write_efer(vcpu, regs.efer & !(1 << 10) ^ NXE, host),
             _ => {
-                let bit = self.guest.rng.choice([SMEP, SMAP, PGE, SMEP | SMAP]).unwrap();
+                let keys = if self.guest.keys { PKE } else { SMEP };
+                let bit = self.guest.rng.choice([SMEP, SMAP, PGE, SMEP | SMAP, keys]).unwrap();
                 self.write_cr4(vcpu, regs.cr4 ^ bit, host)
             }
         };
+    }
+
+    /// Uses a page, and uses it again after changes of its key, of the rights of keys and of what they depend on.
+    fn keys(&mut self, vcpu: usize) {
+        let gva = self.page(vcpu);
+        self.invlpg(vcpu, gva);
+        self.access(vcpu, gva, true);
+        let cr4 = self.regs[vcpu].cr4;
+        if self.guest.keys {
+            match self.guest.rng.u32(..6) {
+                0 => self.converted(vcpu, gva),
+                1 => {
+                    self.write_cr4(vcpu, cr4 & !PKE, false);
+                }
+                _ => {
+                    self.write_cr4(vcpu, cr4 | PKE, false);
+                }
+            }
+        }
+        self.invlpg(vcpu, gva);
+        for _ in 0..self.guest.rng.u32(2..5) {
+            // No invalidation: they hold from the next access on.
+            let (key, host) =
+                (self.leaf(vcpu, gva).map_or(0, |(_, leaf)| leaf >> 59 & 15), self.guest.rng.u32(..8) == 0);
+            let value = self.guest.pkru(key);
+            self.write_pkru(vcpu, value, host);
+            self.access(vcpu, gva, true);
+            if self.guest.rng.u32(..3) == 0 {
+                self.rekey(vcpu, gva);
+            }
+        }
+    }
+
+    /// Changes nothing but the key of a page.
+    fn rekey(&mut self, vcpu: usize, gva: u64) {
+        let Some((place, leaf)) = self.leaf(vcpu, gva) else { return };
+        let is_table = place < LOW_BYTES && matches!(tables::kind_of(place), Kind::Wide(_));
+        if self.guest.keys && self.mode(vcpu).is_long() && is_table {
+            let value = leaf ^ self.guest.rng.u64(1..16) << 59;
+            self.store_value(vcpu, place, 8, Some(value));
+            self.access(vcpu, gva, false);
+            self.invlpg(vcpu, gva);
+            self.access(vcpu, gva, true);
+        }
+    }
+
+    /// Lets a supervisor write to a page under WP = 0 while keys are off, and turns them on against it.
+    fn converted(&mut self, vcpu: usize, gva: u64) {
+        let ControlRegs { cr0, cr4, .. } = self.regs[vcpu];
+        if self.write_cr0(vcpu, cr0 & !WP, false) && self.write_cr4(vcpu, cr4 & !PKE, false) {
+            self.invlpg(vcpu, gva);
+            self.check(vcpu, Op::new(OpKind::Write, gva).with_flags(AC), true);
+        }
+        if self.write_cr4(vcpu, cr4 | PKE, false) {
+            self.write_pkru(vcpu, 0x5555_5555, false);
+            self.invlpg(vcpu, gva);
+            self.check(vcpu, Op::new(OpKind::Read, gva).with_flags(AC), true);
+        }
+        self.write_cr0(vcpu, cr0, false);
+    }
+
+    /// The last entry that a walk for an address uses: where it is, and what it holds.
+    fn leaf(&self, vcpu: usize, gva: u64) -> Option<(u64, u64)> {
+        let access = Self::access_of(&Op::new(OpKind::Read, gva));
+        self.view(vcpu).walk(&access).used.last().map(|&(place, _, entry)| (place, entry))
     }
 
     fn refused(&mut self, vcpu: usize) {
@@ -204,7 +275,7 @@ impl Machine {
     /// Takes a vCPU to another mode: with paging off between, turned on by the guest itself; or in steps as a host sets registers.
     pub(super) fn change_mode(&mut self, vcpu: usize, mode: Mode) {
         let before = self.regs[vcpu];
-        let cr4 = before.cr4 & (SMEP | SMAP | PGE)
+        let cr4 = before.cr4 & (SMEP | SMAP | PGE | PKE)
             | self.guest.rng.choice([0, PSE]).unwrap()
             | match mode {
                 Mode::Off => self.guest.rng.choice([0, PAE]).unwrap(),

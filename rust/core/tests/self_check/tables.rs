@@ -68,6 +68,8 @@ pub(super) fn is_of_the_window(gpa: u64) -> bool {
 pub(super) struct Guest {
     pub(super) rng: Rng,
     pub(super) maxphyaddr: u32,
+    /// The processor has protection keys.
+    pub(super) keys: bool,
 }
 
 impl Guest {
@@ -202,7 +204,9 @@ impl Guest {
                 let nx = if self.chance(0.03) { 1 << 63 } else { 0 };
                 let reserved =
                     if self.chance(0.01) { 1 << self.choose(&[self.maxphyaddr.min(51), 51, 7, 52, 56, 62]) } else { 0 };
-                let low = low | nx | reserved;
+                // Reserved under PAE, whose tables these are too; ignored above the leaf.
+                let key = if self.keys && self.chance(0.2) { self.rng.u64(..16) << 59 } else { 0 };
+                let low = low | nx | reserved | key;
                 if level == 1 {
                     return self.page_frame(&ALIASED) | low;
                 }
@@ -214,6 +218,18 @@ impl Guest {
                 let leads = if self.chance(0.96) { level - 1 } else { self.rng.u32(1..=5) };
                 self.one_of(frames(Kind::Wide(leads))) << 12 | low
             }
+        }
+    }
+
+    /// A value for PKRU: it denies nothing, something to one key or to many, or it is none.
+    pub(super) fn pkru(&mut self, key: u64) -> u64 {
+        let bits = u64::from(self.rng.u32(..));
+        match self.rng.u32(..16) {
+            0 => bits << 32,
+            1..5 => 0,
+            5 => bits,
+            6..12 => self.rng.u64(1..4) << (2 * key),
+            _ => bits & u64::from(self.rng.u32(..)) & u64::from(self.rng.u32(..)),
         }
     }
 

@@ -160,6 +160,13 @@ impl View<'_> {
             || (!access.fetch && supervisor_there && self.cr4(21) && !access.lifts_smap)
     }
 
+    /// Protection keys: those of the leaf, of data accesses to user pages (CR4.PKE, long mode).
+    fn denied_by_key(&self, access: &Access, user: bool, leaf: u64) -> bool {
+        let rights = self.regs.pkru >> (2 * (leaf >> 59 & 15));
+        let writes = access.write && (access.user || self.regs.cr0 >> 16 & 1 != 0);
+        self.cr4(22) && self.mode().is_long() && user && !access.fetch && (rights & 1 != 0 || rights & 2 != 0 && writes)
+    }
+
     /// Walks for one access.
     pub(super) fn walk(&self, access: &Access) -> Walk {
         let mode = self.mode();
@@ -205,7 +212,13 @@ impl View<'_> {
                 if mode == Mode::Bits32 && level == 2 {
                     base |= (entry >> 13 & 0xf) << 32;
                 }
-                end = if self.denied(access, rights) { End::Fault(code | 1) } else { End::Gpa(base | gva & within) };
+                end = if self.denied_by_key(access, rights[1], entry) {
+                    End::Fault(code | 1 | 32)
+                } else if self.denied(access, rights) {
+                    End::Fault(code | 1)
+                } else {
+                    End::Gpa(base | gva & within)
+                };
                 break;
             }
         }
