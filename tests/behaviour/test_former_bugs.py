@@ -1,12 +1,15 @@
 """Rules whose absence was once a bug (F-...), or that the wider scenarios do not reach."""
 
-from tests.behaviour.guest import NX, PAGE, RWU, USED, A, GuestMaker, P, U, W
+import pytest
+from tests.behaviour.guest import NX, PAGE, POLICIES, RWU, USED, A, D, GuestMaker, P, U, W
 
 from shadow_mmu.model import spte as sptes
-from shadow_mmu.model.constants import CR4_SMEP
+from shadow_mmu.model.constants import CR0_WP, CR4_SMAP, CR4_SMEP, EFER_NXE
 from shadow_mmu.types import OpFlag, OpKind, OutcomeCode
 
 USER = int(OpFlag.USER)
+FRAME = 0x500000
+"""A frame that holds no table."""
 
 
 def test_e035_a_pinned_page_is_zapped_again_only_by_its_last_put(guest: GuestMaker) -> None:
@@ -148,3 +151,100 @@ def test_e139_sync_drops_an_entry_with_a_reserved_bit_that_is_no_address_bit(gue
     assert 1 not in one.page(entry & ~0xFFF)["sptes"]
     assert one.read(PAGE) == (OutcomeCode.PAGE_FAULT, PAGE, 9)
     one.audit()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("level", [2, 3])
+def test_f31_each_large_page_over_a_range_gets_its_own_dirty_bit(guest: GuestMaker, policy: str, level: int) -> None:
+    """Two clean large pages share a direct page without W; the first write through one must not open the other."""
+    one, (a, _) = guest(policy)
+    size = 1 << (3 + 9 * level)
+    entries = [one.map(a, page, FRAME & -size, RWU | A, level) for page in (4 * size, 5 * size)]
+    gvas = [page + FRAME % size for page in (4 * size, 5 * size)]
+    one.visit(a)
+    for gva in gvas:
+        assert one.read(gva) == (OutcomeCode.OK, FRAME, 0)
+    for number, gva in enumerate(gvas):
+        assert [bool(one.peek(entry) & D) for entry in entries] == [number > 0, False]
+        assert one.write(gva) == (OutcomeCode.OK, FRAME, 0)
+    assert all(one.peek(entry) & D for entry in entries)
+    one.audit()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_f33_a_supervisors_write_under_wp_0_sets_d_of_each_read_only_large_page(guest: GuestMaker, policy: str) -> None:
+    one, (a, _) = guest(policy)
+    size = 2 << 20
+    entries = [one.map(a, page, FRAME & -size, P | U | A, 2) for page in (4 * size, 5 * size)]
+    gvas = [page + FRAME % size for page in (4 * size, 5 * size)]
+    one.visit(a)
+    cr0 = one.state().cr0
+    assert one.run(OpKind.WRITE_CR0, cr0 & ~CR0_WP).code == OutcomeCode.OK
+    for gva, entry in zip(gvas, entries, strict=True):
+        assert one.read(gva, USER) == (OutcomeCode.OK, FRAME, 0)
+        assert not one.peek(entry) & D
+        assert one.write(gva) == (OutcomeCode.OK, FRAME, 0)
+        assert one.peek(entry) & D
+        assert one.write(gva, USER) == (OutcomeCode.PAGE_FAULT, gva, 7)
+        one.audit()
+    assert one.run(OpKind.WRITE_CR0, cr0).code == OutcomeCode.OK
+    for gva in gvas:
+        assert one.write(gva) == (OutcomeCode.PAGE_FAULT, gva, 3)
+        assert one.read(gva, USER) == (OutcomeCode.OK, FRAME, 0)
+    one.audit()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_f34_smep_keeps_what_was_written_under_wp_0_from_execution_without_nx_too(
+    guest: GuestMaker, policy: str
+) -> None:
+    one, (a, _) = guest(policy)
+    one.map(a, 0x7000, FRAME, P | U | A)
+    one.visit(a)
+    state = one.state()
+    one.run(OpKind.WRITE_CR0, state.cr0 & ~CR0_WP)
+    one.run(OpKind.WRITE_CR4, state.cr4 | CR4_SMEP)
+    one.run(OpKind.WRITE_EFER, state.efer & ~EFER_NXE)
+    assert one.write(0x7000) == (OutcomeCode.OK, FRAME, 0)
+    # The NX that keeps it from execution is the shadow's own: no reserved bit for the guest, and F because of SMEP.
+    assert one.fetch(0x7000) == (OutcomeCode.PAGE_FAULT, 0x7000, 0x11)
+    assert one.read(0x7000) == (OutcomeCode.OK, FRAME, 0)
+    assert one.fetch(0x7000, USER) == (OutcomeCode.OK, FRAME, 0)
+    one.audit()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_f35_smap_set_after_a_write_under_wp_0_still_finds_a_user_page(guest: GuestMaker, policy: str) -> None:
+    one, (a, _) = guest(policy)
+    one.map(a, 0x7000, FRAME, P | U | A)
+    one.visit(a)
+    state = one.state()
+    one.run(OpKind.WRITE_CR0, state.cr0 & ~CR0_WP)
+    assert one.write(0x7000) == (OutcomeCode.OK, FRAME, 0)
+    one.run(OpKind.WRITE_CR4, state.cr4 | CR4_SMAP)
+    assert one.read(0x7000) == (OutcomeCode.PAGE_FAULT, 0x7000, 1)
+    assert one.read(0x7000, OpFlag.AC | OpFlag.IMPLICIT) == (OutcomeCode.PAGE_FAULT, 0x7000, 1)
+    assert one.read(0x7000, OpFlag.AC) == (OutcomeCode.OK, FRAME, 0)
+    assert one.read(0x7000, USER) == (OutcomeCode.OK, FRAME, 0)
+    one.audit()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_e113_e112_f36_a_toggle_of_wp_holds_from_the_next_access_on(guest: GuestMaker, policy: str) -> None:
+    """With and without shadow tables: in two dimensions it is the walker that must not go by an older CR0."""
+    for text in (policy, f"{policy},mmu=tdp"):
+        one, (a, b) = guest(text)
+        for root in (a, b):
+            one.map(root, 0x7000, FRAME, P | U | A)
+        one.visit(a, b)
+        cr0 = one.state().cr0
+        for root in (a, b, a):
+            one.visit(root)
+            for value, expected in [
+                (cr0 & ~CR0_WP, (OutcomeCode.OK, FRAME, 0)),
+                (cr0, (OutcomeCode.PAGE_FAULT, 0x7000, 3)),
+            ]:
+                assert one.run(OpKind.WRITE_CR0, value).code == OutcomeCode.OK
+                assert one.write(0x7000) == expected
+                assert one.write(0x7000, USER) == (OutcomeCode.PAGE_FAULT, 0x7000, 7)
+        one.audit()

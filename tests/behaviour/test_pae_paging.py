@@ -42,7 +42,7 @@ def test_e043_e040_a_pae_guest_is_shadowed_below_four_entries_and_a_missing_pdpt
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_e101_an_edit_of_a_pdpte_is_not_seen_until_it_is_loaded(guest: GuestMaker, policy: str) -> None:
+def test_e101_e010_an_edit_of_a_pdpte_is_not_seen_until_it_is_loaded(guest: GuestMaker, policy: str) -> None:
     one = narrow(guest, policy, PAE)
     old, new = one.table(), one.table()
     root = pae_root(one, old)
