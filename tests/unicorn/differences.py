@@ -68,7 +68,7 @@ A_ABOVE_A_FAULT = Difference(
     machine="writes nothing unless every check passes",
     verdict=Verdict.BOTH,
     sdm="4.8: A is set whenever an entry is used for a translation, and nothing excludes a translation that then faults",
-    rule="E107, B.2 step 11",
+    rule="E106, B.2 step 11",
 )  # fmt: skip
 NX_BECAME_RESERVED = Difference(
     "NX became reserved", _WIDE, shadow_only=True, drawn=True,
