@@ -6,12 +6,10 @@ nothing that a replay checks rests on them.
 
 from pathlib import Path
 
-import numpy as np
 import pytest
+from tests.replay.both import go_through_the_same
 
-from shadow_mmu import Recording, Vm, load_recording, replay_recording
-from shadow_mmu.model import Machine
-from shadow_mmu.recording_program import compile_recording
+from shadow_mmu import Recording, load_recording, replay_recording
 from shadow_mmu.report import Mode
 
 RECORDINGS = Path(__file__).parents[2] / "recordings"
@@ -48,15 +46,4 @@ def test_e018_e044_every_access_reaches_what_the_hardware_reached(recording: Rec
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_e044_the_model_goes_through_the_same_states_and_events(recording: Recording, policy: str) -> None:
-    program = compile_recording(recording)
-    ops, pages = program.ops[:COMPARED], program.pages
-    model = Machine([(0, recording.ram_bytes)], recording.vcpus, policy, trace=True)
-    words = memoryview(np.ascontiguousarray(pages).tobytes())
-    for row in ops.tolist():
-        model.execute(row, words if row[0] == 12 else None)
-    with Vm(recording.ram_bytes, vcpus=recording.vcpus, policy=policy, trace=True) as vm:
-        for row in ops:
-            vm._native.execute(row.tobytes(), pages.reshape(-1).view(np.uint8).data if row["kind"] == 12 else None)
-        assert vm.state_words().tobytes() == model.state_words()
-        assert vm.trace().tobytes() == model.take_trace()
-        assert vm.audit() == model.audit() == []
+    go_through_the_same(recording, policy, COMPARED)

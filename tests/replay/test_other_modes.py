@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.replay import small
+from tests.replay.both import go_through_the_same
 
-from shadow_mmu import Recording, UnsupportedModeError, Vm, load_recording, replay_recording
-from shadow_mmu.model import Machine
-from shadow_mmu.recording_program import compile_recording, without_accessed_pdptes
+from shadow_mmu import Recording, UnsupportedModeError, load_recording, replay_recording
+from shadow_mmu.recording_program import without_accessed_pdptes
 from shadow_mmu.report import Mode
 
 RECORDINGS = Path(__file__).parents[2] / "recordings"
@@ -78,18 +78,7 @@ def test_e043_a_recording_of_a_64_bit_guest_is_refused_on_a_host_of_32_bits(tmp_
 
 @pytest.mark.parametrize("policy", [*POLICIES, *CACHED, "lru:3,host=pae"])
 def test_the_model_goes_through_the_same_states_and_events(recording: Recording, policy: str) -> None:
-    program = compile_recording(recording)
-    ops, pages = program.ops[:COMPARED], program.pages
-    model = Machine([(0, recording.ram_bytes)], recording.vcpus, policy, trace=True)
-    words = memoryview(np.ascontiguousarray(pages).tobytes())
-    for row in ops.tolist():
-        model.execute(row, words if row[0] == 12 else None)
-    with Vm(recording.ram_bytes, vcpus=recording.vcpus, policy=policy, trace=True) as vm:
-        for row in ops:
-            vm._native.execute(row.tobytes(), pages.reshape(-1).view(np.uint8).data if row["kind"] == 12 else None)
-        assert vm.state_words().tobytes() == model.state_words()
-        assert vm.trace().tobytes() == model.take_trace()
-        assert vm.audit() == model.audit() == []
+    go_through_the_same(recording, policy, COMPARED)
 
 
 def test_the_accessed_bit_that_the_emulator_sets_in_pdptes_is_taken_out_and_nothing_else() -> None:
