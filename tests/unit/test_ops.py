@@ -76,7 +76,7 @@ def rows(*found: Op) -> npt.NDArray[np.void]:
         (np.zeros(3, OP.newbyteorder(">")), "has dtype"),
         (np.zeros((1, 3), OP), r"shape \(1, 3\)"),
         (np.zeros(6, OP)[::2], "not contiguous"),
-        (rows(Op(16)), "operation 0: kind is 0x10, expected 0..15"),
+        (rows(Op(17)), "operation 0: kind is 0x11, expected 0..16"),
         (rows(Op(0), Op(0, 64)), "operation 1: flags is 0x40"),
         (rows(Op(OpKind.LOAD, aux=3)), "operation 0: aux is 0x3, expected an operand size"),
         (rows(Op(OpKind.STORE, aux=0)), "aux is 0x0"),
