@@ -25,7 +25,7 @@ from shadow_mmu.stats import Quantiles, RunReport
 from shadow_mmu.tables import console
 
 KEYS = {
-    "workload", "policy", "lock", "link", "vcpus", "work_ns", "switches", "samples", "switches_per_second", "noisy", "void",
+    "workload", "policy", "lock", "link", "pae_roots", "mmu", "host", "vcpus", "work_ns", "switches", "samples", "switches_per_second", "noisy", "void",
     "best_switches_per_second", "rates", "acquisitions_per_switch", "contended_share", "wait_ns", "hold_ns",
     "longest_wait", "over_locked",
 }  # fmt: skip
