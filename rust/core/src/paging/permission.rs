@@ -117,7 +117,7 @@ impl PermissionRules {
                 }
             }
         }
-        Demand { set: set.bits(), clear: clear.bits() }
+        Demand { set, clear }
     }
 
     /// Whether a translation with these accumulated rights permits the access, its key apart.
@@ -142,15 +142,17 @@ impl DeniedKeys {
 /// Rights that must be there, and such that must not: user pages are kept from the supervisor by SMEP and SMAP.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Demand {
-    set: u8,
-    clear: u8,
+    /// Those that must be there.
+    pub set: Access,
+    /// Those that must not.
+    pub clear: Access,
 }
 
 impl Demand {
     /// Whether the rights are as asked.
     #[inline]
     pub(crate) const fn is_met(self, access: Access) -> bool {
-        (access.bits() ^ self.set) & (self.set | self.clear) == 0
+        (access.bits() ^ self.set.bits()) & self.set.union(self.clear).bits() == 0
     }
 }
 

@@ -1,12 +1,14 @@
 //! Reserved bits of guest entries, as data (B.4).
 
-use super::{PTE_LARGE, PTE_NX};
+use super::{PTE_LARGE, PTE_NX, PTE_PRESENT};
 use crate::addr::Level;
 
 /// Reserved-bit masks for one setting of MAXPHYADDR and EFER.NX, indexed by level and by bit 7.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ReservedBits {
     masks: [[u64; 2]; 6],
+    /// By level: P, what is reserved without bit 7, and bit 7 where it has a meaning.
+    odd: [u64; 6],
 }
 
 /// Bits `high`:`low`.
@@ -23,7 +25,7 @@ impl ReservedBits {
         masks[3][1] = high | if gib_pages { bits(29, 13) } else { PTE_LARGE };
         masks[4] = [high | PTE_LARGE; 2];
         masks[5] = [high | PTE_LARGE; 2];
-        Self { masks }
+        Self::of(masks)
     }
 
     /// The masks of PAE paging: bits up to 62 are reserved, and only level 2 has large pages.
@@ -31,14 +33,30 @@ impl ReservedBits {
         let high = bits(62, maxphyaddr as u32) | if nx { 0 } else { PTE_NX };
         let mut masks = [[high; 2]; 6];
         masks[2][1] = high | bits(20, 13);
-        Self { masks }
+        Self::of(masks)
     }
 
     /// The masks of 32-bit paging: PSE-36 is of 36 bits whatever MAXPHYADDR is; nothing without CR4.PSE, where bit 7 is ignored.
     pub(crate) const fn bits32(pse: bool, pse36: bool) -> Self {
         let mut masks = [[0; 2]; 6];
         masks[2][1] = if pse { bits(21, if pse36 { 17 } else { 13 }) } else { 0 };
-        Self { masks }
+        Self::of(masks)
+    }
+
+    const fn of(masks: [[u64; 2]; 6]) -> Self {
+        let mut odd = [0; 6];
+        let mut level = 1;
+        while level < 6 {
+            odd[level] = PTE_PRESENT | masks[level][0] | if level > 1 { PTE_LARGE } else { 0 };
+            level += 1;
+        }
+        Self { masks, odd }
+    }
+
+    /// Whether `pte` is what nearly every entry is: present, with no reserved bit, above level 1 without bit 7. One comparison.
+    #[inline]
+    pub(crate) const fn is_plain(&self, pte: u64, level: Level) -> bool {
+        (pte ^ PTE_PRESENT) & self.odd[level.at()] == 0
     }
 
     /// Whether `pte`, found at `level`, has a reserved bit set.
@@ -93,6 +111,9 @@ mod tests {
                         reserved,
                         "level {level} bit {bit} large {large} width {maxphyaddr} nx {nx} gib {gib_pages}"
                     );
+                    let plain = !reserved && (level == 1 || pte & PTE_LARGE == 0);
+                    assert_eq!(rules.is_plain(pte, Level::new(level)), plain, "level {level} bit {bit} large {large}");
+                    assert!(!rules.is_plain(pte & !PTE_PRESENT, Level::new(level)));
                 }
             }
         }

@@ -1,9 +1,7 @@
 //! One step of a walk: what one entry leads to (B.2, steps 3 to 7). Every walk of the guest's tables is made of it.
 
 use super::{
-    PTE_LARGE, PTE_NX, PTE_PRESENT, PermissionRules, ReservedBits,
-    format::EntryFormat,
-    permission::{Demand, DeniedKeys},
+    PTE_LARGE, PTE_NX, PTE_PRESENT, PermissionRules, ReservedBits, format::EntryFormat, permission::DeniedKeys,
 };
 use crate::{
     access::{Access, AccessFlags, AccessKind, FaultCode, ProtectionKey},
@@ -51,7 +49,9 @@ impl WalkContext<'_> {
 /// The access that a walk is made for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
-    demand: Demand,
+    /// The rights that count, and which of them must be there, as a walk has them: a check is one comparison.
+    counts: Rights,
+    needed: Rights,
     denied_keys: DeniedKeys,
     /// The error code of an entry that is not present; W, U and F are in every other too.
     pub(super) not_present: FaultCode,
@@ -63,7 +63,13 @@ impl Asked {
     pub(crate) fn new(rules: PermissionRules, kind: AccessKind, flags: AccessFlags) -> Self {
         let mut not_present = FaultCode::of(kind, flags);
         not_present.set(FaultCode::FETCH, kind.is_fetch() && rules.reports_fetch());
-        Self { demand: rules.demand(kind, flags), denied_keys: rules.denied_keys(kind, flags), not_present }
+        let demand = rules.demand(kind, flags);
+        Self {
+            counts: Rights::from(demand.set.union(demand.clear)),
+            needed: Rights::from(demand.set),
+            denied_keys: rules.denied_keys(kind, flags),
+            not_present,
+        }
     }
 }
 
@@ -79,6 +85,13 @@ impl Rights {
     #[inline]
     const fn of(pte: u64) -> Self {
         Self(pte ^ PTE_NX)
+    }
+
+    /// No more than these, as bits.
+    #[inline]
+    const fn from(access: Access) -> Self {
+        let bits = access.bits() as u64;
+        Self(bits << 63 | bits & 6)
     }
 
     /// The rights told by name.
@@ -108,21 +121,24 @@ pub(super) fn step<F: EntryFormat>(
     rights: Rights,
     pte: u64,
 ) -> Result<Step, FaultCode> {
-    if pte & PTE_PRESENT == 0 {
-        return Err(asked.not_present);
-    }
-    if context.reserved.violates(pte, level) {
-        return Err(asked.not_present | FaultCode::PRESENT | FaultCode::RSVD);
+    let plain = context.reserved.is_plain(pte, level);
+    if !plain {
+        if pte & PTE_PRESENT == 0 {
+            return Err(asked.not_present);
+        }
+        if context.reserved.violates(pte, level) {
+            return Err(asked.not_present | FaultCode::PRESENT | FaultCode::RSVD);
+        }
     }
     let only_these = cfg!(feature = "mutants") && context.leaf_rights_only;
     let rights = if only_these { Rights::of(pte) } else { Rights(rights.0 & Rights::of(pte).0) };
     // The walk ends at level 1 whatever bit 7 says (F-30).
-    if level.is_last() || (pte & PTE_LARGE != 0 && level <= context.largest) {
+    if level.is_last() || (!plain && pte & PTE_LARGE != 0 && level <= context.largest) {
         let access = rights.access();
         if asked.denied_keys.deny(access, ProtectionKey::of_entry(pte)) {
             return Err(asked.not_present | FaultCode::PRESENT | FaultCode::PK);
         }
-        if !asked.demand.is_met(access) {
+        if (rights.0 ^ asked.needed.0) & asked.counts.0 != 0 {
             return Err(asked.not_present | FaultCode::PRESENT);
         }
         return Ok(Step::Leaf(F::target(pte, level, gva), access));
