@@ -1,4 +1,4 @@
-//! Rows 7 and 11: looks at translations in every mode, one at a time and in lock-step, beside a walk of the same tables that checks
+//! Rows 7 and 11: looks at translations in every mode, one at a time and together, beside a walk of the same tables that checks
 //! nothing but the P bits; and accesses through shadow tables, without a TLB and with one that has them all.
 //!
 //! Random addresses, each walk independent of the last, gpas into an array. Every gpa is checked before anything is timed.
@@ -46,7 +46,7 @@ fn contest(c: &mut Criterion<ThreadCpu>, name: &str, guest: &Paged) {
     };
     let batch = |out: &mut [u64]| {
         cpu.translator(AccessKind::Write, AccessFlags::USER)
-            .each(black_box(&gvas), |number, found| out[number] = gpa(found));
+            .each(black_box(&gvas).iter().copied(), |number, found| out[number] = gpa(found));
     };
     let contenders: [(&str, Walk<'_>); 3] = [("naive", &naive), ("scalar", &scalar), ("batch", &batch)];
     let mut group = c.benchmark_group(format!("walk/{name}"));

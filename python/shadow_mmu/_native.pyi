@@ -66,7 +66,7 @@ class Vcpu:
     def translate_many(
         self, gvas: ArrayLike, kind: str = "read", /, *, user: bool = False, ac: bool = False, implicit: bool = False
     ) -> Translations:
-        """Translate every address of an array, as :meth:`translate` does, in lock-step.
+        """Translate every address of an array, as :meth:`translate` does. An entry that many of them share may be read once.
 
         Parameters
         ----------

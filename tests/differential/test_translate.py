@@ -1,4 +1,4 @@
-"""Looks at translations in every mode: core and model agree, one at a time and in lock-step, change nothing, and say what an
+"""Looks at translations in every mode: core and model agree, one at a time and together, change nothing, and say what an
 access comes to once the TLB and the shadow tables have nothing old."""
 
 from random import Random

@@ -1,4 +1,4 @@
-//! Looks at translations: in lock-step and one at a time they come to the same in every mode, and they change nothing.
+//! Looks at translations: together and one at a time they come to the same in every mode, and they change nothing.
 
 use shadow_mmu::{
     AccessFlags, AccessKind, Cpu, Error, Gpa, Gva, Op, OpKind, Outcome, TranslateError, Translation, Vm, VmConfig,
@@ -18,7 +18,9 @@ const MODES: [[u64; 3]; 6] = [
 
 /// Pages full of entries that lead to each other, a few of them not present, reserved, large, read-only, of the supervisor.
 fn machine(random: &mut fastrand::Rng, words: u64) -> Vm {
-    let vm = Vm::new(VmConfig { slots: vec![(Gpa::new(0), PAGES << 12)], ..VmConfig::default() }).unwrap();
+    // Two memslots: the tables of a walk are in both.
+    let slots = [0, PAGES / 2].map(|page| (Gpa::new(page << 12), PAGES << 11)).to_vec();
+    let vm = Vm::new(VmConfig { slots, ..VmConfig::default() }).unwrap();
     for page in 1..PAGES {
         let mut bytes = Vec::new();
         for _ in 0..4096 / words {
@@ -44,7 +46,7 @@ fn set(cpu: &mut Cpu<'_>, kind: OpKind, value: u64) {
 }
 
 #[test]
-fn looks_in_lock_step_are_looks_one_at_a_time_in_every_mode() {
+fn looks_together_are_looks_one_at_a_time_in_every_mode() {
     let mut random = fastrand::Rng::with_seed(7);
     for [cr0, cr4, efer] in MODES {
         let vm = machine(&mut random, if cr4 & 0x20 == 0 { 4 } else { 8 });
@@ -56,11 +58,18 @@ fn looks_in_lock_step_are_looks_one_at_a_time_in_every_mode() {
         // Of the lower half.
         let canonical = if cr4 & 0x1000 == 0 { 0x7fff_ffff_ffff } else { 0xff_ffff_ffff_ffff };
         let (mut reached, mut faults, mut wrong) = (0, 0, 0);
-        for round in 0..20 {
-            let kind = [AccessKind::Read, AccessKind::Write, AccessKind::Fetch][round % 3];
+        for round in 0..30 {
+            let kind =
+                random.choice([AccessKind::Read, AccessKind::Write, AccessKind::Fetch]).unwrap_or(AccessKind::Read);
             let flags = AccessFlags::from_bits_truncate(random.u8(..8));
-            let address = |_| Gva::new(random.u64(..) & if round % 2 == 0 { u64::MAX } else { canonical });
-            let gvas: Vec<Gva> = (0..LOOKS + round).map(address).collect();
+            // Every third time neighbours, which share their tables, and whose regions have their places in a batch in common.
+            let far = [(); 4].map(|()| random.u64(..) & !0x0fff_ffff);
+            let address = |_| match round % 3 {
+                0 => random.u64(..),
+                1 => random.u64(..) & canonical,
+                _ => (random.choice(far).unwrap_or(0) | random.u64(..0x100_0000)) & canonical,
+            };
+            let gvas: Vec<Gva> = (0..LOOKS + round).map(address).map(Gva::new).collect();
             let mut found = vec![Err(TranslateError::NotCanonical); gvas.len()];
             cpu.translate_many(&gvas, kind, flags, &mut found).unwrap();
             for (&gva, &found) in gvas.iter().zip(&found) {

@@ -1,14 +1,13 @@
 //! `Vcpu.translate_many`: an array of addresses in, arrays of gpas and error codes out.
 
-use core::time::Duration;
+use core::{cell::Cell, time::Duration};
 use std::time::Instant;
 
 use pyo3::{
     buffer::{PyBuffer, PyUntypedBuffer},
-    intern,
     prelude::*,
     sync::PyOnceLock,
-    types::{PyBytes, PyTuple, PyType},
+    types::{PyBytes, PyTuple},
 };
 use shadow_mmu::{AccessFlags, AccessKind, Cpu, Gva, Outcome, TranslateError, Translation, Translator};
 
@@ -18,8 +17,8 @@ use crate::{errors, machine::Machine};
 const MANY: usize = 1024;
 /// How long the interpreter is released before signals are looked for.
 const TICK: Duration = Duration::from_millis(50);
-/// Addresses between two looks at the clock.
-const PIECE: usize = 1024;
+/// Addresses between two looks at the clock, and the most of one batch: what they share may be read once for all of them.
+const PIECE: usize = 1 << 16;
 
 /// `error` of an address that is translated, and of one that is not canonical; others have the page fault's code.
 const TRANSLATED: i32 = -1;
@@ -34,11 +33,9 @@ pub(crate) fn outcome(cpu: &Cpu<'_>, gva: Gva, found: Translation) -> Outcome {
     }
 }
 
-/// `shadow_mmu.translations`, of which a class and what makes an array of what is none yet are used.
-fn translations(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
-    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
-    CLASS.import(py, "shadow_mmu.translations", "Translations")
-}
+/// `as_addresses` and `of_bytes` of `shadow_mmu.translations`.
+static CONVERT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+static ARRAYS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
 /// Addresses as a buffer of words, `None` where there are none; and their shape.
 type Addresses = (Option<PyBuffer<u64>>, Vec<usize>);
@@ -63,7 +60,7 @@ fn addresses(gvas: &Bound<'_, PyAny>) -> PyResult<Addresses> {
     if let Some(found) = PyUntypedBuffer::get(gvas).ok().and_then(words) {
         return Ok(found);
     }
-    let made = translations(py)?.call_method1(intern!(py, "_addresses"), (gvas,))?;
+    let made = CONVERT.import(py, "shadow_mmu.translations", "as_addresses")?.call1((gvas,))?;
     words(PyUntypedBuffer::get(&made)?).ok_or_else(|| errors::layout(py, format!("gvas: got {made}, expected words")))
 }
 
@@ -78,8 +75,9 @@ pub(crate) fn many<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let (gvas, shape) = addresses(gvas)?;
     let count = gvas.as_ref().map_or(0, |words| words.item_count());
-    let mut errors = None;
-    let gpas = PyBytes::new_with(py, 8 * count, |gpa| {
+    // One object for both: the gpas, then the errors.
+    let found = PyBytes::new_with(py, (8 + 4) * count, |bytes| {
+        let (gpa, error) = bytes.split_at_mut(8 * count);
         // The addresses first, in C order: no other thread can change this copy.
         if let Some(gvas) = &gvas {
             match bytemuck::try_cast_slice_mut(gpa) {
@@ -87,19 +85,14 @@ pub(crate) fn many<'py>(
                 Err(_) => gpa.copy_from_slice(bytemuck::cast_slice(&gvas.to_vec(py)?)),
             }
         }
-        let gpa = gpa.as_chunks_mut::<8>().0;
-        let all = PyBytes::new_with(py, 4 * count, |error| {
-            let error = error.as_chunks_mut::<4>().0;
-            machine.core(py, |vm| {
-                let cpu = vm.cpu(index)?;
-                Ok(in_pieces(py, machine, &cpu.translator(kind, flags), gpa, error))
-            })?
-        })?;
-        errors = Some(all);
-        Ok(())
+        let (gpa, error) = (gpa.as_chunks_mut::<8>().0, error.as_chunks_mut::<4>().0);
+        machine.core(py, |vm| {
+            let cpu = vm.cpu(index)?;
+            Ok(in_pieces(py, machine, &cpu.translator(kind, flags), gpa, error))
+        })?
     })?;
-    let shape = if shape.len() == 1 { None } else { Some(PyTuple::new(py, shape)?) };
-    translations(py)?.call_method1(intern!(py, "_of"), (gpas, errors, shape))
+    let arrays = ARRAYS.import(py, "shadow_mmu.translations", "of_bytes")?;
+    if shape.len() == 1 { arrays.call1((found, count)) } else { arrays.call1((found, count, PyTuple::new(py, shape)?)) }
 }
 
 /// Translates in place, with a look for signals now and then.
@@ -137,14 +130,15 @@ fn in_pieces(
 
 /// Translates the addresses in `gpa` in place.
 fn piece(translator: &Translator<'_>, gpa: &mut [[u8; 8]], error: &mut [[u8; 4]]) {
-    let mut gvas = [Gva::default(); PIECE];
-    gvas.iter_mut().zip(&*gpa).for_each(|(gva, word)| *gva = Gva::new(u64::from_ne_bytes(*word)));
-    translator.each(&gvas[..gpa.len()], |number, found| {
+    let gpa = Cell::from_mut(gpa).as_slice_of_cells();
+    let gvas = gpa.iter().map(|word| Gva::new(u64::from_ne_bytes(word.get())));
+    translator.each(gvas, |number, found| {
         let (reached, told) = match found {
             Ok(gpa) => (gpa.get(), TRANSLATED),
             Err(TranslateError::NotCanonical) => (u64::MAX, NOT_CANONICAL),
             Err(TranslateError::PageFault(code)) => (u64::MAX, code.bits().cast_signed()),
         };
-        (gpa[number], error[number]) = (reached.to_ne_bytes(), told.to_ne_bytes());
+        gpa[number].set(reached.to_ne_bytes());
+        error[number] = told.to_ne_bytes();
     });
 }

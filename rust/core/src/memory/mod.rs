@@ -10,10 +10,10 @@ use shadow_mmu_sys::hint;
 
 pub use self::memslot::Memslot;
 use crate::{
-    addr::{Gfn, Gpa, PAGE_SIZE},
+    addr::{ENTRIES, Gfn, Gpa, PAGE_SIZE},
     config::MAX_GPA,
     error::{Error, Result},
-    paging::TableMemory,
+    paging::{FrameMemory, TableMemory},
     sync::{AtomicU64, Ordering},
 };
 
@@ -206,16 +206,17 @@ pub(crate) fn merge(word: &AtomicU64, mask: u64, value: u64) -> (u64, u64) {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Near<'m> {
     memory: &'m GuestMemory,
-    base: Gpa,
-    words: &'m [AtomicU64],
+    base: Gfn,
+    frames: &'m [[AtomicU64; ENTRIES]],
 }
 
 impl GuestMemory {
     /// Looks first in the slot that has `gfn`.
     #[inline]
     pub(crate) fn near(&self, gfn: Gfn) -> Near<'_> {
-        let (base, words) = self.slot(gfn).map_or((Gpa::new(0), &[][..]), |slot| (slot.base().gpa(), slot.words()));
-        Near { memory: self, base, words }
+        let (base, frames) =
+            self.slot(gfn).map_or((Gfn::new(0), &[][..]), |slot| (slot.base(), slot.words().as_chunks().0));
+        Near { memory: self, base, frames }
     }
 }
 
@@ -227,8 +228,7 @@ impl<'m> TableMemory for Near<'m> {
 
     #[inline]
     fn place(&self, gpa: Gpa) -> Option<&'m AtomicU64> {
-        let word = self.words.get((gpa.get().wrapping_sub(self.base.get()) >> 3) as usize);
-        if word.is_some() { word } else { far(self.memory, gpa) }
+        self.frame(gpa.gfn()).map(|frame| Self::place_in(frame, gpa))
     }
 
     #[inline]
@@ -250,9 +250,30 @@ impl<'m> TableMemory for Near<'m> {
     }
 }
 
+impl<'m> FrameMemory for Near<'m> {
+    type Frame<'a>
+        = &'m [AtomicU64; ENTRIES]
+    where
+        Self: 'a;
+
+    #[inline]
+    fn frame(&self, gfn: Gfn) -> Option<&'m [AtomicU64; ENTRIES]> {
+        let frame = self.frames.get(gfn.get().wrapping_sub(self.base.get()) as usize);
+        if frame.is_some() { frame } else { far(self.memory, gfn) }
+    }
+
+    #[inline]
+    fn place_in<'a>(frame: &'m [AtomicU64; ENTRIES], gpa: Gpa) -> &'m AtomicU64
+    where
+        Self: 'a,
+    {
+        &frame[(gpa.offset() >> 3) as usize]
+    }
+}
+
 #[inline(never)]
-fn far(memory: &GuestMemory, gpa: Gpa) -> Option<&AtomicU64> {
-    memory.word(gpa)
+fn far(memory: &GuestMemory, gfn: Gfn) -> Option<&[AtomicU64; ENTRIES]> {
+    memory.slot(gfn).map(|slot| &slot.words().as_chunks().0[slot.frame(gfn)])
 }
 
 impl TableMemory for GuestMemory {

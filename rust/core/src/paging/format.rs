@@ -28,6 +28,21 @@ pub(crate) trait TableMemory {
     }
 }
 
+/// Where guest tables live by the frame: an entry of a frame that was found needs no further check.
+pub(crate) trait FrameMemory: TableMemory {
+    /// A frame.
+    type Frame<'a>: Copy
+    where
+        Self: 'a;
+
+    /// The frame, `None` where no memslot has it.
+    fn frame(&self, gfn: Gfn) -> Option<Self::Frame<'_>>;
+    /// The place of the word that contains `gpa`, of which the offset in the frame counts.
+    fn place_in<'a>(frame: Self::Frame<'a>, gpa: Gpa) -> Self::Place<'a>
+    where
+        Self: 'a;
+}
+
 /// One entry format. The two implementations are all there are; the walk is written once over this.
 pub(crate) trait EntryFormat {
     /// Bytes of an entry.

@@ -2,8 +2,9 @@
 //!
 //! One walk serves every mode: what differs is the decoding of one entry ([`EntryFormat`](format::EntryFormat)), geometry is data.
 //! It is made of one [`step`](step::step): by the fault, which sets A and D; by a look, which changes nothing, at one address or
-//! at many in lock-step.
+//! at many together.
 
+mod batch;
 pub(crate) mod format;
 mod look;
 mod permission;
@@ -12,7 +13,7 @@ mod step;
 mod walk;
 
 pub(crate) use self::{
-    format::TableMemory,
+    format::{FrameMemory, TableMemory},
     look::Look,
     permission::PermissionRules,
     reserved::ReservedBits,

@@ -29,10 +29,10 @@ impl Translator<'_> {
         self.look.as_ref().map_or(Err(TranslateError::NotCanonical), |look| look.at(&self.memory, gva))
     }
 
-    /// The same for many addresses, whose walks go in lock-step: `each` gets the number of every one, once, in no order, and
-    /// its translation.
+    /// The same for many addresses together: `each` gets the number of every one, once, in no order, and its translation. An entry
+    /// that many of them share may be read once for all.
     #[inline]
-    pub fn each(&self, gvas: &[Gva], mut each: impl FnMut(usize, Translation)) {
+    pub fn each(&self, gvas: impl ExactSizeIterator<Item = Gva>, mut each: impl FnMut(usize, Translation)) {
         match &self.look {
             Some(look) => look.at_each(&self.memory, gvas, each),
             None => (0..gvas.len()).for_each(|number| each(number, Err(TranslateError::NotCanonical))),
@@ -73,7 +73,7 @@ impl Cpu<'_> {
         self.translator(kind, flags).at(gva)
     }
 
-    /// The same for many addresses, whose walks go in lock-step: `out[i]` is the translation of `gvas[i]`.
+    /// The same for many addresses, by [`Translator::each`]: `out[i]` is the translation of `gvas[i]`.
     ///
     /// # Errors
     /// [`Error::BadOp`] for arrays of different lengths; nothing is translated then.
@@ -88,7 +88,7 @@ impl Cpu<'_> {
             let (got, expected) = (out.len().to_string(), gvas.len().to_string());
             return Err(Error::BadOp { what: "length of the translations", got, expected });
         }
-        self.translator(kind, flags).each(gvas, |number, translation| out[number] = translation);
+        self.translator(kind, flags).each(gvas.iter().copied(), |number, translation| out[number] = translation);
         Ok(())
     }
 }
