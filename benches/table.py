@@ -237,6 +237,8 @@ def root_rows(results: Results) -> list[Row]:
     return rows
 
 
+# ns, quoted: the least of what its translation costs from Python.
+BOCHSCPU = 145
 NUMPY_CHUNKS = (1 << 18, 1 << 15, 1 << 13)
 
 
@@ -286,18 +288,24 @@ def walk_rows(results: Results) -> list[Row]:
     scalar, empty, plain = (results.pytest(row) for row in ("translate", "empty call", "plain Python walk"))
     rows.append(times_faster("8 translate, Python", scalar, ("plain Python", plain), 8, "bochscpu 145-220 (quoted)"))
     ratio = over(scalar, empty)
-    met = None if ratio is None else ratio <= 1.2
+    # The larger of the two counts: 1.2 empty calls, or the best of bochscpu's.
+    met = None if scalar is None or empty is None else scalar.median <= max(1.2 * empty.median, BOCHSCPU)
+    wanted = f"<= 1.2x or {BOCHSCPU} ns"
     rows.append(
-        Row("8 translate, Python", "ns", shown(scalar), f"empty call {shown(empty)}", "", "<= 1.2x", times(ratio), met)
+        Row("8 translate, Python", "ns", shown(scalar), f"empty call {shown(empty)}", "", wanted, times(ratio), met)
     )
     for size, goal in (("148 KiB", 5), ("8 MiB", 1.5), ("64 MiB", 1.5)):
         batch = results.pytest(f"translate_many {size}")
         for peer_name, row in (("numpy without checks", "numpy"), ("numpy with checks", "numpy checked")):
             other = quickest(results, f"{row} {size}")
             rows.append(times_faster(f"9 translate_many of 2^18, tables of {size}", batch, (peer_name, other), goal))
+        plainly = ("numpy expressions", results.pytest(f"numpy expressions {size}"))
+        rows.append(times_faster(f"9 translate_many of 2^18, tables of {size}", batch, plainly, goal))
     for count, goal in ((8, 20), (64, 20)):
         batch, other = results.pytest(f"translate_many of {count}"), results.pytest(f"numpy of {count}")
         rows.append(times_faster(f"10 translate_many of {count}, a call", batch, ("numpy without checks", other), goal))
+        plainly = ("numpy expressions", results.pytest(f"numpy expressions of {count}"))
+        rows.append(times_faster(f"10 translate_many of {count}, a call", batch, plainly, goal))
     return rows
 
 
