@@ -156,6 +156,10 @@ impl<O: HandshakeOrder> GuestMode<O> {
 #[derive(Debug)]
 pub(crate) struct Section<'a, O: HandshakeOrder>(&'a GuestMode<O>);
 
+/// A guest access of a vCPU.
+#[cfg(not(any(loom, explored)))]
+pub(crate) type GuestSection<'a> = Section<'a, KvmHandshake>;
+
 impl<O: HandshakeOrder> Drop for Section<'_, O> {
     #[inline]
     fn drop(&mut self) {

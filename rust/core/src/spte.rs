@@ -132,6 +132,23 @@ impl Spte {
         Access::from_bits_truncate((exec | self.0 & (WRITABLE | USER)) as u8)
     }
 
+    /// What decides whether the hardware lets an access through a leaf, in one byte: NX, W, U, A, D, and bits that are no matter.
+    #[inline]
+    pub(crate) const fn told(self) -> u8 {
+        self.0.rotate_left(1) as u8
+    }
+
+    /// Where [`told`](Self::told) has these rights; that to execute is there as NX, inverted.
+    pub(crate) const fn told_rights(access: Access) -> u8 {
+        let exec = if access.contains(Access::EXEC) { NX } else { 0 };
+        Spte(exec | access.bits() as u64 & (WRITABLE | USER)).told()
+    }
+
+    /// Where it has A, and for a write D.
+    pub(crate) const fn told_use(write: bool) -> u8 {
+        Spte(if write { ACCESSED | DIRTY } else { ACCESSED }).told()
+    }
+
     /// A and D bits that an access needs and that are still clear.
     #[inline]
     pub(crate) const fn missing_ad(self, write: bool) -> u64 {

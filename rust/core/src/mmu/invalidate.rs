@@ -31,7 +31,7 @@ impl MmuLocked<'_> {
     /// Syncs one entry; whether it changed so that TLBs must be flushed. A page of another mode loses the entry.
     fn sync_entry(&mut self, at: SpteRef) -> bool {
         let role = self.state.pages.page(at.sp).role;
-        if self.cx.paging.is_some_and(|paging| paging.role.may_sync(role)) {
+        if self.cx.paging.as_ref().is_some_and(|paging| paging.role.may_sync(role)) {
             self.sync_spte(at).0
         } else {
             self.drop_leaf(at);

@@ -36,7 +36,7 @@ use crate::{
     error::Result,
     health::Health,
     memory::GuestMemory,
-    paging::{PermissionRules, ReservedBits, WalkContext},
+    paging::{LeafDemands, PermissionRules, ReservedBits, WalkContext},
     regs::{CR4_PSE, ControlRegs, EFER_NXE, PagingMode},
     requests::{GuestMode, kick_and_wait},
     role::{PageRole, RoleInputs},
@@ -101,6 +101,8 @@ pub(crate) struct PagingContext {
     pub(crate) reserved: ReservedBits,
     /// Permission rules of guest entries.
     pub(crate) rules: PermissionRules,
+    /// What the hardware asks of a leaf: of the shadow's, or in two dimensions of what the TLB keeps.
+    pub(crate) demands: LeafDemands,
     /// Width of linear addresses: 32, 48 or 57.
     pub(crate) va_bits: u32,
     /// Highest level whose guest entries map pages if bit 7 is set.
@@ -139,6 +141,10 @@ impl PagingContext {
             },
             reserved,
             rules,
+            demands: LeafDemands::new(match config.mmu {
+                MmuKind::Tdp => rules,
+                MmuKind::Shadow => rules.shadow(),
+            }),
             va_bits: mode.address_bits(),
             largest,
             keyed: cpu.pku && mode.is_long(),

@@ -150,7 +150,7 @@ impl MmuLocked<'_> {
     /// The page is of another mode than this vCPU's and was zapped (F-37).
     pub(super) fn sync_page(&mut self, sp: SpId) -> Result<FlushNeeded, SyncFailed> {
         let role = self.state.pages.page(sp).role;
-        if !self.cx.paging.is_some_and(|paging| paging.role.may_sync(role)) {
+        if !self.cx.paging.as_ref().is_some_and(|paging| paging.role.may_sync(role)) {
             self.prepare_zap(sp);
             return Err(SyncFailed);
         }

@@ -15,7 +15,7 @@ mod walk;
 pub(crate) use self::{
     format::{FrameMemory, TableMemory},
     look::Look,
-    permission::PermissionRules,
+    permission::{LeafDemand, LeafDemands, PermissionRules},
     reserved::ReservedBits,
     step::{Asked, WalkContext},
     walk::{GuestWalk, walk},

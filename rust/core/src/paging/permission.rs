@@ -3,6 +3,7 @@
 use crate::{
     access::{Access, AccessFlags, AccessKind, ProtectionKey},
     regs::{CR0_PG, CR0_WP, CR4_SMAP, CR4_SMEP, ControlRegs, EFER_NXE},
+    spte::Spte,
 };
 
 /// The register bits that decide permissions.
@@ -127,6 +128,71 @@ impl PermissionRules {
     }
 }
 
+/// What the hardware asks of a leaf before an access goes through it: rights, A, D for a write, and a key that is not denied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct LeafDemand {
+    /// The bits of [`Spte::told`] that matter.
+    mask: u8,
+    /// What they must be.
+    told: u8,
+    denied_keys: DeniedKeys,
+}
+
+impl LeafDemand {
+    const NONE: Self = Self { mask: 0, told: 0, denied_keys: DeniedKeys(0) };
+
+    const fn new(rules: PermissionRules, kind: AccessKind, flags: AccessFlags) -> Self {
+        let Demand { set, clear } = rules.demand(kind, flags);
+        let (mask, told) = (Spte::told_rights(set.union(clear)), Spte::told_rights(set));
+        let used = Spte::told_use(kind.is_write());
+        Self {
+            mask: mask | used,
+            told: told ^ Spte::told_rights(Access::EXEC) & mask | used,
+            denied_keys: rules.denied_keys(kind, flags),
+        }
+    }
+
+    /// Whether an access may go through the leaf as it is.
+    #[inline]
+    pub(crate) const fn is_met(self, leaf: Spte) -> bool {
+        (leaf.told() ^ self.told) & self.mask == 0 && !self.denied_keys.deny(leaf.access(), leaf.key())
+    }
+
+    /// Whether it may once A and D are set.
+    #[inline]
+    pub(crate) const fn is_permitted(self, leaf: Spte) -> bool {
+        let mask = self.mask & !Spte::told_use(true);
+        (leaf.told() ^ self.told) & mask == 0 && !self.denied_keys.deny(leaf.access(), leaf.key())
+    }
+}
+
+/// The demands of every access, made when the registers change: a hit in the TLB then asks for no register.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct LeafDemands([LeafDemand; 24]);
+
+impl LeafDemands {
+    pub(crate) fn new(rules: PermissionRules) -> Self {
+        let mut demands = [LeafDemand::NONE; 24];
+        for kind in [AccessKind::Read, AccessKind::Write, AccessKind::Fetch] {
+            for flags in (0..8).map(AccessFlags::from_bits_truncate) {
+                demands[Self::index(kind, flags)] = LeafDemand::new(rules, kind, flags);
+            }
+        }
+        Self(demands)
+    }
+
+    #[inline]
+    const fn index(kind: AccessKind, flags: AccessFlags) -> usize {
+        kind as usize * 8 + flags.bits() as usize % 8
+    }
+
+    /// What this access asks.
+    #[inline]
+    pub(crate) const fn of(&self, kind: AccessKind, flags: AccessFlags) -> LeafDemand {
+        self.0[Self::index(kind, flags)]
+    }
+}
+
 /// Protection keys whose user pages are denied: bit 2k for key k.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct DeniedKeys(u32);
@@ -213,6 +279,39 @@ mod tests {
                     );
                     let permits = rules.permits(access, kind, flags) && !denied;
                     assert_eq!(rules.permits_page(access, key, kind, flags), permits);
+                }
+            }
+        }
+    }
+
+    /// Every rule, right, A and D, key of two, kind and qualifier: the demands say what the rules say of rights and key, and want A,
+    /// and D for a write.
+    #[test]
+    fn b5_demands_on_leaves_are_the_rules_and_a_and_d() {
+        for bits in 0..64_u32 {
+            let [wp, nx, smep, smap, keys, _] = [0, 1, 2, 3, 4, 5].map(|b| bits >> b & 1 != 0);
+            let pkru = if !keys {
+                0
+            } else if bits >> 5 != 0 {
+                0b1000
+            } else {
+                0b0100
+            };
+            let rules = PermissionRules { wp, nx, smep, smap, keys, pkru };
+            let demands = LeafDemands::new(rules);
+            let leaves = (0..128_u64).map(|b| {
+                let low = 1 | (b & 3) << 1 | (b >> 2 & 3) << 5 | (b >> 6 & 1) << 11;
+                Spte::from_raw(low | (b >> 5 & 1) << 59 | (b >> 4 & 1) << 63 | 0x7_7000)
+            });
+            for leaf in leaves {
+                for kind in [AccessKind::Read, AccessKind::Write, AccessKind::Fetch] {
+                    for flags in (0..8).map(AccessFlags::from_bits_truncate) {
+                        let (demand, case) = (demands.of(kind, flags), (rules, leaf, kind, flags));
+                        let permitted = rules.permits_page(leaf.access(), leaf.key(), kind, flags);
+                        assert_eq!(demand.is_permitted(leaf), permitted, "{case:?}");
+                        let used = leaf.missing_ad(kind.is_write()) == 0;
+                        assert_eq!(demand.is_met(leaf), permitted && used, "{case:?}");
+                    }
                 }
             }
         }

@@ -86,6 +86,35 @@ struct Chunk {
     sptes: Box<[AtomicU64; CHUNK * ENTRIES]>,
 }
 
+/// The chunk of the page that a walk came from: the next page is in the same one more often than not, and the processor need
+/// not wait for the place of a chunk before it loads the entry.
+#[derive(Clone, Copy)]
+pub(crate) struct Cursor<'a> {
+    arena: &'a ShadowArena,
+    number: usize,
+    chunk: &'a Chunk,
+}
+
+impl<'a> Cursor<'a> {
+    /// The page's 512 entries.
+    #[inline]
+    pub(crate) fn sptes(&mut self, id: SpId) -> &'a [AtomicU64; ENTRIES] {
+        if id.at() / CHUNK != self.number {
+            *self = self.arena.cursor(id);
+        }
+        &self.chunk.sptes.as_chunks::<ENTRIES>().0[id.at() % CHUNK]
+    }
+
+    /// As [`ShadowArena::header`].
+    #[inline]
+    pub(crate) fn header(&mut self, id: SpId) -> &'a SpHeader {
+        if id.at() / CHUNK != self.number {
+            *self = self.arena.cursor(id);
+        }
+        &self.chunk.headers[id.at() % CHUNK]
+    }
+}
+
 /// Every shadow page there can be, by number.
 pub(crate) struct ShadowArena {
     chunks: Box<[OnceLock<Chunk>; CHUNKS]>,
@@ -135,6 +164,12 @@ impl ShadowArena {
     #[inline]
     fn chunk(&self, id: SpId) -> &Chunk {
         self.chunks[id.at() / CHUNK].get().expect("a shadow page that exists has a chunk")
+    }
+
+    /// The entries of pages one after the other, from this one on.
+    #[inline]
+    pub(crate) fn cursor(&self, id: SpId) -> Cursor<'_> {
+        Cursor { arena: self, number: id.at() / CHUNK, chunk: self.chunk(id) }
     }
 
     /// The fields of a page that may be read without the lock.

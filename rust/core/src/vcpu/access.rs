@@ -11,7 +11,8 @@ use crate::{
     error::{Error, Result},
     mmu::{PagingContext, Shared},
     op::Outcome,
-    paging::PermissionRules,
+    paging::LeafDemand,
+    requests::GuestSection,
     shadow::publish,
     spte::Spte,
     sync::yield_now,
@@ -46,6 +47,8 @@ pub(super) enum Inside {
 
 impl Vcpu {
     /// Performs one guest access.
+    ///
+    /// What is here is all that a hit in the TLB needs; [`access_as`](Self::access_as) goes on in the same section.
     #[inline]
     pub(crate) fn access(
         &mut self,
@@ -55,18 +58,50 @@ impl Vcpu {
         flags: AccessFlags,
         action: Action,
     ) -> Result<Outcome> {
+        let mut open = None;
+        if let Some(demand) = self.demand_if_ready(gva, kind, flags)
+            && let Some(section) = shared.modes[self.index].section()
+        {
+            self.watch.settle(&mut self.cx.stats);
+            if let Some(spte) = self.tlb_hit(gva, demand) {
+                return Ok(perform(shared, spte, gva, action));
+            }
+            open = Some(section);
+        }
         if self.tdp {
-            self.access_in_two_dimensions(shared, gva, kind, flags, action)
+            self.access_as::<true>(shared, open, gva, kind, flags, action)
         } else {
-            self.access_as::<false>(shared, gva, kind, flags, action)
+            self.access_as::<false>(shared, open, gva, kind, flags, action)
         }
     }
 
-    /// [`access`](Self::access) with shadow tables, or with `TDP` in two dimensions: one function for each, so that neither asks.
+    /// What the access asks of a leaf, if it may enter the guest at once but for requests of others. Of a 32-bit address those
+    /// that need no truncation pass.
     #[inline]
-    pub(super) fn access_as<const TDP: bool>(
+    fn demand_if_ready(&self, gva: Gva, kind: AccessKind, flags: AccessFlags) -> Option<LeafDemand> {
+        let paging = self.cx.paging.as_ref()?;
+        let ready = self.cx.requests.is_empty() && self.root().is_valid() && !self.shut_down;
+        (ready && gva.is_canonical(paging.va_bits)).then(|| paging.demands.of(kind, flags))
+    }
+
+    /// The entry that the TLB has for an access; one that does not permit it goes.
+    #[inline]
+    fn tlb_hit(&mut self, gva: Gva, demand: LeafDemand) -> Option<Spte> {
+        let spte = Spte::from_raw(self.tlb.lookup(gva.page())?);
+        if demand.is_met(spte) {
+            return Some(spte);
+        }
+        self.tlb.drop_page(gva.page());
+        None
+    }
+
+    /// [`access`](Self::access) where the TLB has nothing, with shadow tables, or with `TDP` in two dimensions: one function for
+    /// each, so that neither asks. `open`: the section in which the TLB had nothing.
+    #[inline(never)]
+    fn access_as<'a, const TDP: bool>(
         &mut self,
-        shared: &Shared,
+        shared: &'a Shared,
+        open: Option<GuestSection<'a>>,
         gva: Gva,
         kind: AccessKind,
         flags: AccessFlags,
@@ -75,22 +110,40 @@ impl Vcpu {
         if self.shut_down {
             return Ok(Outcome::TripleFault);
         }
-        // Only the two small parts that a hit needs: the whole context is 130 bytes.
-        let rules_of = |paging: &PagingContext| if TDP { paging.rules } else { paging.rules.shadow() };
-        let Some((rules, va_bits)) = self.cx.paging.as_ref().map(|paging| (rules_of(paging), paging.va_bits)) else {
+        // Only the two small parts that are needed: the whole context is large.
+        let small = |paging: &PagingContext| (paging.demands.of(kind, flags), paging.va_bits);
+        let Some((demand, va_bits)) = self.cx.paging.as_ref().map(small) else {
             return Ok(Outcome::TripleFault); // the host's context, which no vCPU has
         };
         let gva = if va_bits == 32 { gva.truncated() } else { gva };
         if va_bits != 32 && !gva.is_canonical(va_bits) {
             return Ok(Outcome::GeneralProtection);
         }
+        let mut open = open;
+        // Only the inside of the guest fills the TLB: once it had nothing, it has nothing until the end.
+        let mut looked_up = open.is_some();
         let mut tries = 0;
         while tries < MAX_TRIES {
-            if self.prepare_entry(shared)? == Entry::ShutDown {
-                return Ok(Outcome::TripleFault);
+            let section = if let Some(section) = open.take() {
+                section
+            } else {
+                if self.prepare_entry(shared)? == Entry::ShutDown {
+                    return Ok(Outcome::TripleFault);
+                }
+                let Some(section) = shared.modes[self.index].section() else { continue };
+                section
+            };
+            if !looked_up {
+                if let Some(spte) = self.tlb_hit(gva, demand) {
+                    return Ok(perform(shared, spte, gva, action));
+                }
+                looked_up = true;
             }
-            let Some(section) = shared.modes[self.index].section() else { continue };
-            let inside = self.inside::<TDP>(shared, rules, gva, kind, flags, action);
+            let inside = if TDP {
+                self.walk_in_two_dimensions(shared, gva, kind, flags, action)
+            } else {
+                self.walk_shadow(shared, demand, gva, kind, action)
+            };
             drop(section);
             let handled = match inside {
                 Inside::Done(outcome) => return Ok(outcome),
@@ -113,41 +166,26 @@ impl Vcpu {
         Err(Error::NoProgress { gva, tries: MAX_TRIES })
     }
 
-    /// Inside the guest: TLB, then the shadow tables, then memory.
+    /// Inside the guest, where the TLB has nothing: the shadow tables, then memory.
     #[inline]
-    fn inside<const TDP: bool>(
+    fn walk_shadow(
         &mut self,
         shared: &Shared,
-        rules: PermissionRules,
+        demand: LeafDemand,
         gva: Gva,
         kind: AccessKind,
-        flags: AccessFlags,
         action: Action,
     ) -> Inside {
-        if let Some(value) = self.tlb.lookup(gva.page()) {
-            let spte = Spte::from_raw(value);
-            if rules.permits_page(spte.access(), spte.key(), kind, flags) && spte.missing_ad(kind.is_write()) == 0 {
-                return Inside::Done(perform(shared, spte, gva, action));
-            }
-            self.tlb.drop_page(gva.page());
+        let Some((at, seen)) = self.hardware_walk(shared, gva) else { return Inside::Fault { present: false } };
+        if !demand.is_permitted(seen) {
+            return Inside::Fault { present: true };
         }
-        if TDP {
-            return self.walk_in_two_dimensions(shared, gva, kind, flags, action);
-        }
-        match self.hardware_walk(shared, gva) {
-            None => Inside::Fault { present: false },
-            Some((at, seen)) => {
-                if !rules.permits_page(seen.access(), seen.key(), kind, flags) {
-                    return Inside::Fault { present: true };
-                }
-                let Some(spte) = set_accessed_dirty(shared, at, seen, kind) else {
-                    // The entry changed under the walk; the exit finds out what it is now.
-                    return Inside::Fault { present: false };
-                };
-                self.tlb.fill(gva.page(), spte.raw());
-                Inside::Done(perform(shared, spte, gva, action))
-            }
-        }
+        let Some(spte) = set_accessed_dirty(shared, at, seen, kind) else {
+            // The entry changed under the walk; the exit finds out what it is now.
+            return Inside::Fault { present: false };
+        };
+        self.tlb.fill(gva.page(), spte.raw());
+        Inside::Done(perform(shared, spte, gva, action))
     }
 
     /// The hardware's walk of the shadow tables: the leaf and where it is, `None` at an entry that is not present.
@@ -158,12 +196,14 @@ impl Vcpu {
 }
 
 /// Walks tables that the hardware may walk from the page `sp` down: the leaf for `address` and where it is.
-#[inline]
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "every access without a TLB entry walks, twice if it faults")]
 pub(super) fn descend(shared: &Shared, mut sp: SpId, address: Gva) -> Option<(SpteRef, Spte)> {
-    let mut level = shared.arena.header(sp).role().level();
+    let mut pages = shared.arena.cursor(sp);
+    let mut level = pages.header(sp).role().level();
     loop {
         let at = SpteRef::new(sp, level.index(address));
-        let spte = shared.spte(at);
+        let spte = Spte::from_raw(publish::walk_load(&pages.sptes(sp)[at.at()]));
         if !spte.is_present() {
             return None;
         }

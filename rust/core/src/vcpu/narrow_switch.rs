@@ -83,11 +83,11 @@ impl Vcpu {
             self.cx.requests |= Requests::TRIPLE_FAULT;
             return false;
         }
-        let Some(paging) = self.cx.paging else { return false };
         let pdptrs = self.made_of();
+        let Some(paging) = &self.cx.paging else { return false };
         let previous = &mut self.roots.previous[0];
         core::mem::swap(&mut self.roots.current.hpa, &mut previous.hpa);
-        if value != previous.pgd || !serves(shared, &self.pae, &paging, &pdptrs, self.roots.current.hpa) {
+        if value != previous.pgd || !serves(shared, &self.pae, paging, &pdptrs, self.roots.current.hpa) {
             return false;
         }
         self.sync_roots(shared);
@@ -109,13 +109,13 @@ impl Vcpu {
     }
 
     fn fast_pgd_switch_narrow(&mut self, shared: &Shared, value: u64) -> bool {
-        let Some(paging) = self.cx.paging else { return false };
         if self.root().is_dummy() {
             // It leads nowhere and never enters the cache (E031).
             self.free_roots(shared, RootSet::CURRENT);
         }
+        let Some(paging) = &self.cx.paging else { return false };
         let (pae, pdptrs) = (&self.pae, self.made_of());
-        let usable = |root: RootInfo| root.pgd == value && serves(shared, pae, &paging, &pdptrs, root.hpa);
+        let usable = |root: RootInfo| root.pgd == value && serves(shared, pae, paging, &pdptrs, root.hpa);
         if self.roots.current.hpa.is_valid() {
             if !self.roots.find_keeping_current(usable) {
                 self.free_roots(shared, RootSet::CURRENT);

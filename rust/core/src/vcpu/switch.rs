@@ -128,10 +128,10 @@ impl Vcpu {
         if self.tdp {
             return self.switch_direct_root(shared);
         }
-        let Some(paging) = self.cx.paging else { return false };
+        let Some(role) = self.cx.paging.as_ref().map(|paging| paging.role) else { return false };
         self.find_root(shared, |root| {
             let any_role = shared.mutated(Mutant::RootHitIgnoresRole);
-            let role_agrees = |sp| any_role || shared.arena.header(sp).role() == paging.role;
+            let role_agrees = |sp| any_role || shared.arena.header(sp).role() == role;
             root.pgd == value && root.hpa.shadow_page().is_some_and(role_agrees)
         })
     }

@@ -84,19 +84,6 @@ impl TableMemory for Nested<'_> {
 }
 
 impl Vcpu {
-    /// [`Vcpu::access`]; apart, so that nothing of it lies among the code for shadow tables.
-    #[inline(never)]
-    pub(super) fn access_in_two_dimensions(
-        &mut self,
-        shared: &Shared,
-        gva: Gva,
-        kind: AccessKind,
-        flags: AccessFlags,
-        action: Action,
-    ) -> Result<Outcome> {
-        self.access_as::<true>(shared, gva, kind, flags, action)
-    }
-
     /// Inside the guest, where the TLB has nothing: the walk in two dimensions, then memory. A fault that the guest's tables give is
     /// the guest's own and leads to no exit.
     #[inline(never)]
