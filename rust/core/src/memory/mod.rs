@@ -241,6 +241,7 @@ impl<'m> TableMemory for Near<'m> {
         <GuestMemory as TableMemory>::prefetch(place);
     }
 
+    #[inline(never)]
     fn update_entry(&self, gpa: Gpa, old: u64, new: u64) -> bool {
         self.memory.update_entry(gpa, old, new)
     }

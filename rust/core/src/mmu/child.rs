@@ -4,11 +4,10 @@
 
 use super::{MmuLocked, set_spte::FlushNeeded};
 use crate::{
-    access::Access,
     addr::{Gfn, SpId, SpteRef},
     config::Mutant,
     error::Result,
-    role::{Directness, PageRole},
+    role::PageRole,
     shadow::publish::{self, KvmOrder, LinkStep},
     trace::TraceKind,
 };
@@ -23,22 +22,28 @@ pub(super) enum Child {
 }
 
 impl MmuLocked<'_> {
-    /// The child page that the entry at `at` must lead to.
-    pub(super) fn get_child(&mut self, at: SpteRef, gfn: Gfn, access: Access, direct: Directness) -> Result<Child> {
-        let role = self.state.pages.page(at.sp).role.child(access, direct, at.at());
-        if let Some(child) = self.spte(at).child() {
-            let page = self.state.pages.page(child);
-            // Both must agree: F-02 and F-03 were each a missing half of this test.
-            let gfn_agrees = page.gfn == gfn || self.shared.mutated(Mutant::ChildReuseIgnoresGfn);
-            let role_agrees = page.role == role || self.shared.mutated(Mutant::ChildReuseIgnoresRole);
-            if gfn_agrees && role_agrees {
-                return Ok(Child::Linked(child));
-            }
+    /// The child page that the entry at `at` must lead to: `gfn` in this role.
+    #[inline]
+    pub(super) fn get_child(&mut self, at: SpteRef, gfn: Gfn, role: PageRole) -> Result<Child> {
+        match self.linked_child(at, gfn, role) {
+            Some((child, _)) => Ok(Child::Linked(child)),
+            None => Ok(Child::Unlinked(self.get_page(gfn, role, Some(at))?)),
         }
-        Ok(Child::Unlinked(self.get_page(gfn, role, Some(at))?))
+    }
+
+    /// That child and its role, if it is linked there already.
+    #[inline]
+    pub(super) fn linked_child(&self, at: SpteRef, gfn: Gfn, role: PageRole) -> Option<(SpId, PageRole)> {
+        let child = self.spte(at).child()?;
+        let page = self.state.pages.page(child);
+        // Both must agree: F-02 and F-03 were each a missing half of this test.
+        let gfn_agrees = page.gfn == gfn || self.shared.mutated(Mutant::ChildReuseIgnoresGfn);
+        let role_agrees = page.role == role || self.shared.mutated(Mutant::ChildReuseIgnoresRole);
+        (gfn_agrees && role_agrees).then_some((child, page.role))
     }
 
     /// Finds the valid page of (`gfn`, `role`) or makes one. `at` is the entry that will lead to it; a root has none.
+    #[inline(never)]
     pub(super) fn get_page(&mut self, gfn: Gfn, role: PageRole, at: Option<SpteRef>) -> Result<SpId> {
         let found = self.find_page(gfn, role, at);
         self.commit_zap();

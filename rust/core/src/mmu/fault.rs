@@ -9,11 +9,12 @@ use super::{
 };
 use crate::{
     access::FaultCode,
-    addr::{Gva, Hpa, Level, SpId, SpteRef},
+    addr::{Gfn, Gva, Hpa, Level, SpId, SpteRef},
     config::Mutant,
     error::Result,
+    memory::Near,
     paging::GuestWalk,
-    role::Directness,
+    role::{Directness, PageRole},
 };
 
 /// What the fault handler did. KVM: `RET_PF_*`.
@@ -58,13 +59,15 @@ impl MmuLocked<'_> {
             return Ok(FaultOutcome::Retry);
         };
         let role = self.state.pages.page(top).role;
+        let memory = self.shared.memory.near(walk.table_gfn[role.level().at()]);
         // An obsolete root waits for its request to be serviced; nothing is built under it (F-28).
-        if (role.is_invalid() && !root.is_pae()) || self.entry_changed(walk, role.level(), gva) {
+        if (role.is_invalid() && !root.is_pae()) || walk.changed(&memory, role.level(), gva) {
             return Ok(FaultOutcome::Retry);
         }
-        let root = top;
-        let Some(sp) = self.fetch_tables(root, walk, gva)? else { return Ok(FaultOutcome::Retry) };
-        let sp = self.fetch_direct(sp, walk, gva)?;
+        let Some((sp, role)) = self.fetch_tables(memory, (top, role), walk, gva)? else {
+            return Ok(FaultOutcome::Retry);
+        };
+        let sp = if role.level().is_last() { sp } else { self.fetch_direct(sp, role, walk, gva)? };
         let at = SpteRef::new(sp, Level::PT.index(gva));
         let leaf = Leaf { gfn: walk.gfn, access: walk.access, key: walk.key };
         Ok(match self.set_spte(at, leaf, Maker::Fault { write }) {
@@ -74,66 +77,75 @@ impl MmuLocked<'_> {
         })
     }
 
-    /// Whether the guest's entry is no longer the one walked.
-    fn entry_changed(&self, walk: &GuestWalk, level: Level, gva: Gva) -> bool {
-        walk.changed(&self.shared.memory, level, gva)
-    }
-
     /// Whether this vCPU has the request pending, from itself or from others.
     fn is_requested(&self, request: Requests) -> bool {
         let others = self.cx.vcpu.map_or(0, |index| self.shared.modes[index].pending());
         (self.cx.requests | Requests::from_bits_truncate(others)).contains(request)
     }
 
-    /// The pages that shadow the guest's tables, down to the one that holds the guest's leaf; `None` to retry.
-    fn fetch_tables(&mut self, root: SpId, walk: &GuestWalk, gva: Gva) -> Result<Option<SpId>> {
-        let mut sp = root;
-        let mut level = self.state.pages.page(root).role.level();
+    /// The pages that shadow the guest's tables, down to the one that holds the guest's leaf, and its role; `None` to retry.
+    #[inline]
+    fn fetch_tables(
+        &mut self,
+        memory: Near<'_>,
+        top: (SpId, PageRole),
+        walk: &GuestWalk,
+        gva: Gva,
+    ) -> Result<Option<(SpId, PageRole)>> {
+        let (mut sp, mut role) = top;
+        let mut level = role.level();
         while level > walk.leaf_level {
             self.shared.arena.header(sp).clear_flooding();
             let at = SpteRef::new(sp, level.index(gva));
             let below = level.down();
             let table = walk.table_gfn[below.at()];
-            let child = self.get_child(at, table, walk.parent_access[below.at()], Directness::Indirect)?;
-            if let Child::Unlinked(child) = child {
-                // Never link stale entries: the guest owes no flush for non-present to present (E142, F-14).
-                let unsync = self.shared.arena.header(child).sync_state().children_locked() != 0;
-                if unsync && !self.shared.mutated(Mutant::LinkWithoutSync) {
-                    self.sync_children(child);
-                }
-            }
+            let wanted = role.child(walk.parent_access[below.at()], Directness::Indirect, at.at());
+            let linked = self.linked_child(at, table, wanted);
+            let (child, its_role) = match linked {
+                Some(found) => found,
+                None => (self.get_synced_page(at, table, wanted)?, wanted),
+            };
             // From here on a change of the entry is trapped or marked; one that came before makes the walk void.
-            if self.entry_changed(walk, below, gva) {
+            if walk.changed(&memory, below, gva) {
                 return Ok(None);
             }
-            sp = match child {
-                Child::Linked(child) => child,
-                Child::Unlinked(child) => {
-                    self.link_child(at, child);
-                    child
-                }
-            };
-            level = below;
+            if linked.is_none() {
+                self.link_child(at, child);
+            }
+            (sp, role, level) = (child, its_role, below);
         }
-        Ok(Some(sp))
+        Ok(Some((sp, role)))
+    }
+
+    /// A page that is to be linked at `at`, without stale entries.
+    #[inline(never)]
+    fn get_synced_page(&mut self, at: SpteRef, table: Gfn, role: PageRole) -> Result<SpId> {
+        let child = self.get_page(table, role, Some(at))?;
+        // Never link stale entries: the guest owes no flush for non-present to present (E142, F-14).
+        let unsync = self.shared.arena.header(child).sync_state().children_locked() != 0;
+        if unsync && !self.shared.mutated(Mutant::LinkWithoutSync) {
+            self.sync_children(child);
+        }
+        Ok(child)
     }
 
     /// Below a large guest leaf: direct pages, since host pages are small (E132).
-    fn fetch_direct(&mut self, sp: SpId, walk: &GuestWalk, gva: Gva) -> Result<SpId> {
-        let mut sp = sp;
-        let mut level = self.state.pages.page(sp).role.level();
-        while !level.is_last() {
+    #[inline(never)]
+    fn fetch_direct(&mut self, sp: SpId, role: PageRole, walk: &GuestWalk, gva: Gva) -> Result<SpId> {
+        let (mut sp, mut role) = (sp, role);
+        while !role.level().is_last() {
+            let level = role.level();
             self.shared.arena.header(sp).clear_flooding();
             let at = SpteRef::new(sp, level.index(gva));
             self.validate_direct(at, walk);
-            sp = match self.get_child(at, walk.gfn.round_down(level), walk.access, Directness::Direct(walk.key))? {
+            role = role.child(walk.access, Directness::Direct(walk.key), at.at());
+            sp = match self.get_child(at, walk.gfn.round_down(level), role)? {
                 Child::Linked(child) => child,
                 Child::Unlinked(child) => {
                     self.link_child(at, child);
                     child
                 }
             };
-            level = level.down();
         }
         Ok(sp)
     }

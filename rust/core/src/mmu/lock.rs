@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use shadow_mmu_sys::lock::{self, RawMmuLock, ReadGuard, WriteGuard, lock_observed, read_observed};
 
-use super::{MmuCx, MmuState, Shared, view::MmuView};
+use super::{MmuCx, MmuState, Shared, view::MmuView, watch};
 use crate::{
     config::LockKind,
     stats::{LockPhase, LockReason, LockUser},
@@ -67,6 +67,7 @@ impl fmt::Debug for MmuReading<'_> {
 
 impl Shared {
     /// Takes the `mmu_lock`.
+    #[inline]
     pub(crate) fn lock<'a>(&'a self, cx: &'a mut MmuCx, reason: LockReason) -> MmuLocked<'a> {
         let asked = self.ask(cx, reason);
         let (state, contended) = lock_observed(&self.state.0);
@@ -85,12 +86,14 @@ impl Shared {
         MmuReading { shared: self, cx, state, reason, since }
     }
 
+    #[inline]
     fn ask(&self, cx: &mut MmuCx, reason: LockReason) -> Option<Instant> {
         cx.took_lock = true;
         cx.stats.lock.acquisitions[reason as usize] += 1;
         self.watch.as_ref().map(|watch| watch.show(cx, LockPhase::Waiting, reason))
     }
 
+    #[inline]
     fn took(
         &self,
         cx: &mut MmuCx,
@@ -100,20 +103,39 @@ impl Shared {
         asked: Option<Instant>,
     ) -> Option<Instant> {
         cx.stats.lock.contended += u64::from(contended);
-        let (asked, watch) = (asked?, self.watch.as_ref()?);
+        Some(Self::took_timed(self.watch.as_ref()?, cx, reason, phase, asked?))
+    }
+
+    #[inline(never)]
+    fn took_timed(
+        watch: &watch::LockWatch,
+        cx: &mut MmuCx,
+        reason: LockReason,
+        phase: LockPhase,
+        asked: Instant,
+    ) -> Instant {
         let now = watch.show(cx, phase, reason);
         if let Some(times) = &mut cx.stats.lock.times {
             times.waited(now - asked, cx.vcpu, reason);
         }
-        Some(now)
+        now
     }
 
+    #[inline]
     fn gives_back(&self, cx: &mut MmuCx, reason: LockReason, since: Option<Instant>) {
-        let (Some(since), Some(watch)) = (since, &self.watch) else { return };
+        if let Some(since) = since {
+            self.gives_back_timed(cx, reason, since);
+        }
+    }
+
+    #[inline(never)]
+    fn gives_back_timed(&self, cx: &mut MmuCx, reason: LockReason, since: Instant) {
         if let Some(times) = &mut cx.stats.lock.times {
             times.held(since.elapsed(), cx.vcpu, reason);
         }
-        watch.hide(cx);
+        if let Some(watch) = &self.watch {
+            watch.hide(cx);
+        }
     }
 
     /// The locked state of a machine at rest, for those who look at it from outside: no reason, no count.
@@ -128,7 +150,7 @@ impl Shared {
 
     /// Who waits for and who holds the lock, if that is watched.
     pub(crate) fn lock_users(&self) -> Option<Vec<LockUser>> {
-        self.watch.as_ref().map(super::watch::LockWatch::users)
+        self.watch.as_ref().map(watch::LockWatch::users)
     }
 }
 
@@ -147,6 +169,7 @@ impl MmuLocked<'_> {
 }
 
 impl Drop for MmuLocked<'_> {
+    #[inline]
     fn drop(&mut self) {
         self.shared.gives_back(self.cx, self.reason, self.since);
     }

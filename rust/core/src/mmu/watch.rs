@@ -34,6 +34,7 @@ impl LockWatch {
     }
 
     /// Shows what the vCPU does from now on; returns the time.
+    #[cold]
     pub(super) fn show(&self, cx: &MmuCx, phase: LockPhase, reason: LockReason) -> Instant {
         let now = Instant::now();
         let since = (now - self.epoch).as_nanos() as u64;

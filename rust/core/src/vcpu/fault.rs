@@ -5,7 +5,7 @@
 use super::Vcpu;
 use crate::{
     access::{Access, AccessFlags, AccessKind, FaultCode},
-    addr::{Gpa, Gva, SpteRef},
+    addr::{Gpa, Gva, PHYS_MASK, SpteRef},
     config::Mutant,
     error::Result,
     mmu::{FaultOutcome, GuestFault, Shared},
@@ -41,7 +41,9 @@ impl Vcpu {
         let Some(paging) = &self.cx.paging else { return Ok(Handled::Retry) };
         self.cx.stats.counters.pf_taken += 1;
         let (context, rules) = (shared.walk_context(paging), paging.rules);
-        let mut found = match walk(&shared.memory, &context, self.walk_start(context.mode, gva), gva, kind, flags) {
+        let start = self.walk_start(context.mode, gva);
+        let memory = shared.memory.near(Gpa::new(start & PHYS_MASK).gfn());
+        let mut found = match walk(&memory, &context, start, gva, kind, flags) {
             Ok(found) => found,
             Err(code) => return Ok(Handled::Guest(self.inject(shared, gva, code))),
         };
