@@ -5,21 +5,33 @@
 
 use std::time::Instant;
 
+use bitflags::bitflags;
+
 use crate::stats::VcpuStats;
+
+bitflags! {
+    /// What is known of an open write. One word: what is stored in parts and loaded in one waits for the stores.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    struct Open: u32 {
+        /// A write is open.
+        const SOME = 1;
+        /// It is counted.
+        const COUNTED = 2;
+        /// It wrote the value that was there.
+        const SAME = 4;
+        /// It found a cached root.
+        const HIT = 8;
+        /// It, or what it caused, took the lock.
+        const LOCKED = 16;
+    }
+}
 
 /// The CR3 write whose class is open, if any.
 #[derive(Debug, Default)]
 pub(crate) struct Cr3Watch {
-    open: Option<Open>,
+    open: Open,
     /// The first write of a vCPU is not counted.
     begun: bool,
-}
-
-#[derive(Debug)]
-struct Open {
-    counted: bool,
-    result: SwitchResult,
-    locked: bool,
     nanos: u64,
 }
 
@@ -52,38 +64,53 @@ impl Cr3Watch {
     /// Opens the class of a write that has just been made.
     #[inline]
     pub(crate) fn open(&mut self, result: SwitchResult, locked: bool, stopwatch: &Stopwatch) {
-        self.open = Some(Open { counted: self.begun, result, locked, nanos: stopwatch.nanos() });
+        let mut open = match result {
+            SwitchResult::Same => Open::SOME | Open::SAME,
+            SwitchResult::Hit => Open::SOME | Open::HIT,
+            SwitchResult::Miss => Open::SOME,
+        };
+        open.set(Open::COUNTED, self.begun);
+        open.set(Open::LOCKED, locked);
+        self.open = open;
+        self.nanos = stopwatch.nanos();
         self.begun = true;
     }
 
     /// Adds what the guest entry after the write did.
+    #[inline]
     pub(crate) fn entered(&mut self, locked: bool, loaded: bool, stopwatch: &Stopwatch) {
-        if let Some(open) = &mut self.open {
-            open.locked |= locked;
-            if loaded && open.result == SwitchResult::Hit {
-                open.result = SwitchResult::Miss;
-            }
-            open.nanos += stopwatch.nanos();
+        if !self.open.is_empty() {
+            let mut open = self.open;
+            open.set(Open::LOCKED, locked || open.contains(Open::LOCKED));
+            open.set(Open::HIT, !loaded && open.contains(Open::HIT));
+            self.open = open;
+            self.nanos += stopwatch.nanos();
         }
     }
 
     /// Settles the open class.
     #[inline]
     pub(crate) fn settle(&mut self, stats: &mut VcpuStats) {
-        let Some(open) = self.open.take().filter(|open| open.counted) else { return };
+        let open = self.open;
+        self.open = Open::empty();
+        if !open.contains(Open::COUNTED) {
+            return;
+        }
         let cr3 = &mut stats.cr3;
         cr3.writes += 1;
-        match (open.result, open.locked) {
-            (SwitchResult::Same, locked) => {
-                cr3.same += 1;
-                cr3.same_locked += u64::from(locked);
-            }
-            (SwitchResult::Hit | SwitchResult::Miss, false) => cr3.lockless += 1,
-            (SwitchResult::Miss, true) => cr3.locked_miss += 1,
-            (SwitchResult::Hit, true) => cr3.locked_unsync += 1,
+        let locked = open.contains(Open::LOCKED);
+        if open.contains(Open::SAME) {
+            cr3.same += 1;
+            cr3.same_locked += u64::from(locked);
+        } else if !locked {
+            cr3.lockless += 1;
+        } else if open.contains(Open::HIT) {
+            cr3.locked_unsync += 1;
+        } else {
+            cr3.locked_miss += 1;
         }
         if let Some(times) = &mut stats.cr3_write {
-            times.record(open.nanos);
+            times.record(self.nanos);
         }
     }
 }

@@ -26,6 +26,9 @@ pub(crate) enum Entry {
     ShutDown,
 }
 
+/// What a CR3 write asks its own vCPU for (A.5).
+const BY_CR3_WRITE: Requests = Requests::MMU_SYNC.union(Requests::LOAD_MMU_PGD).union(Requests::TLB_FLUSH_CURRENT);
+
 impl Vcpu {
     /// Services requests and loads a root until nothing is pending.
     #[inline]
@@ -46,17 +49,26 @@ impl Vcpu {
         let stopwatch = Stopwatch::start(&self.cx.stats);
         self.cx.took_lock = false;
         let mut loaded = false;
-        let mut result = Ok(Entry::Ready);
-        while result == Ok(Entry::Ready) && !(self.pending(shared).is_empty() && self.root().is_valid()) {
-            result = Ok(self.service_requests(shared));
-            if result == Ok(Entry::Ready) && !self.root().is_valid() {
-                loaded = true;
-                result = self.load_root(shared).map(|()| Entry::Ready);
-            }
-        }
+        let result = self.serve_until_ready(shared, &mut loaded);
         self.watch.entered(self.cx.took_lock, loaded, &stopwatch);
         self.watch.settle(&mut self.cx.stats);
         result
+    }
+
+    #[inline]
+    fn serve_until_ready(&mut self, shared: &Shared, loaded: &mut bool) -> Result<Entry> {
+        loop {
+            if self.service_requests(shared) == Entry::ShutDown {
+                return Ok(Entry::ShutDown);
+            }
+            if !self.root().is_valid() {
+                *loaded = true;
+                self.load_root(shared)?;
+            }
+            if self.pending(shared).is_empty() && self.root().is_valid() {
+                return Ok(Entry::Ready);
+            }
+        }
     }
 
     /// Takes a request if it is pending. A taken bit is cleared before it is acted on.
@@ -66,7 +78,35 @@ impl Vcpu {
         shared.modes[self.index].take(request.bits()) != 0 || own
     }
 
+    /// Serves what is pending, in KVM's order.
+    #[inline]
     fn service_requests(&mut self, shared: &Shared) -> Entry {
+        let own = self.cx.requests;
+        if BY_CR3_WRITE.contains(own) && shared.modes[self.index].pending() == 0 {
+            self.serve_cr3_write(shared, own);
+            return Entry::Ready;
+        }
+        self.service_all_requests(shared)
+    }
+
+    /// Nothing is pending but what a CR3 write asks for: taken in one, served in the same order.
+    #[inline]
+    fn serve_cr3_write(&mut self, shared: &Shared, own: Requests) {
+        self.cx.requests = Requests::empty();
+        if own.contains(Requests::MMU_SYNC) {
+            self.sync_roots(shared);
+        }
+        if !self.pending(shared).is_empty() {
+            // The sync asked for more; the flush that is still due may be a part of it.
+            self.cx.requests |= own & Requests::TLB_FLUSH_CURRENT;
+            self.serve_flushes(shared);
+        } else if own.contains(Requests::TLB_FLUSH_CURRENT) {
+            self.serve_flush(shared);
+        }
+    }
+
+    #[inline(never)]
+    fn service_all_requests(&mut self, shared: &Shared) -> Entry {
         if self.take(shared, Requests::TRIPLE_FAULT) {
             self.shut_down = true;
             return Entry::ShutDown;
@@ -79,6 +119,12 @@ impl Vcpu {
         }
         // The root that the hardware would load is `roots.current` already; the request keeps KVM's order (E022).
         self.take(shared, Requests::LOAD_MMU_PGD);
+        self.serve_flushes(shared);
+        Entry::Ready
+    }
+
+    #[inline(never)]
+    fn serve_flushes(&mut self, shared: &Shared) {
         if self.take(shared, Requests::TLB_FLUSH) {
             self.take(shared, Requests::TLB_FLUSH_CURRENT);
             self.serve_flush(shared);
@@ -91,9 +137,9 @@ impl Vcpu {
             self.free_unsync_previous(shared);
             self.serve_flush(shared);
         }
-        Entry::Ready
     }
 
+    #[inline]
     fn serve_flush(&mut self, shared: &Shared) {
         self.cx.stats.counters.tlb_flush += 1;
         if !shared.mutated(Mutant::FlushKeepsTlb) {
@@ -134,7 +180,7 @@ impl Vcpu {
             return self.load_direct_root(shared);
         }
         let gfn = Gpa::new(self.regs.cr3 & PHYS_MASK).gfn();
-        let Some(PagingContext { mode, role, .. }) = self.cx.paging else { return Ok(()) };
+        let Some(&PagingContext { mode, role, .. }) = self.cx.paging.as_ref() else { return Ok(()) };
         if mode != PagingMode::None && !shared.is_visible(gfn) {
             if shared.config.policy.is_lru() {
                 self.set_current_root(shared, Hpa::DUMMY_ROOT);
