@@ -1,5 +1,7 @@
 //! One scheduled run, its file, and making its schedule small.
 
+use std::time::Instant;
+
 use serde_json::{Value, json};
 use shadow_mmu::{
     Control, Gpa, LockKind, Mutant, Policy, Vm, VmConfig,
@@ -104,8 +106,9 @@ impl Saved {
     }
 }
 
-/// Drops steps, then choices, for as long as anything is still found; what is left is run once more, so that it replays exactly.
-pub(crate) fn shrunk(case: Case, choices: Vec<Choice>) -> Saved {
+/// Drops steps, then choices, for as long as anything is still found and there is time; what is left is run once more, so that it
+/// replays exactly.
+pub(crate) fn shrunk(case: Case, choices: Vec<Choice>, deadline: Instant) -> Saved {
     let (mut case, mut choices) = (case, choices);
     while case.steps > 1 {
         let fewer = Case { steps: case.steps * 3 / 4, ..case };
@@ -117,7 +120,7 @@ pub(crate) fn shrunk(case: Case, choices: Vec<Choice>) -> Saved {
     let mut chunk = choices.len().div_ceil(2).max(1);
     loop {
         let mut start = 0;
-        while start < choices.len() {
+        while start < choices.len() && Instant::now() < deadline {
             let end = choices.len().min(start + chunk);
             let fewer: Vec<Choice> = choices[..start].iter().chain(&choices[end..]).copied().collect();
             let (found, trace) = case.run(&Strategy::Replay(fewer));
@@ -128,7 +131,7 @@ pub(crate) fn shrunk(case: Case, choices: Vec<Choice>) -> Saved {
                 start = end;
             }
         }
-        if chunk == 1 {
+        if chunk == 1 || Instant::now() >= deadline {
             break;
         }
         chunk = chunk.div_ceil(2).min(chunk - 1);
