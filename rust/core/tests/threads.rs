@@ -232,7 +232,7 @@ fn e075_zaps_and_writes_of_the_host_go_on_beside_accesses() {
 fn a_run_is_stopped_and_watched_from_another_thread() {
     apart(|| {
         let vm = machine(KINDS[3], 64);
-        let program: Vec<Op> = (0..40_000)
+        let program: Vec<Op> = (0..400_000)
             .flat_map(|round| [Op::new(OpKind::WriteCr3, ROOTS[round % 2]), Op::new(OpKind::Read, PAGES)])
             .collect();
         let control = Control::new();
