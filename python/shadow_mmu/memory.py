@@ -1,6 +1,7 @@
 """Guest memory as the hypervisor reads and writes it: by gpa, past every guest table."""
 
 import operator
+from collections.abc import Iterator
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final, NoReturn, SupportsIndex
 
@@ -84,9 +85,14 @@ class Memory:
             return self._native.memory_read(first, count)
         self._native.memory_require(first, count)
         whole_range = BytesIO()
-        for at in range(first, first + count, PIECE):
-            whole_range.write(self._native.memory_read(at, min(PIECE, first + count - at)))
+        for _, piece in self._pieces(first, count):
+            whole_range.write(piece)
         return whole_range.getvalue()
+
+    def _pieces(self, first: int, length: int) -> Iterator[tuple[int, bytes]]:
+        """Read a range that is all in memslots piece by piece; give each with its offset."""
+        for at in range(0, length, PIECE):
+            yield at, self._native.memory_read(first + at, min(PIECE, length - at))
 
     def read_array(self, gpa: SupportsIndex, words: int = 512) -> "npt.NDArray[np.uint64]":
         """Return ``words`` 8-byte words at ``gpa`` (one page unless told otherwise) as a new array.
@@ -103,8 +109,7 @@ class Memory:
         first, length = self._range(gpa, 8 * count)
         self._native.memory_require(first, length)
         read = np.empty(count, np.dtype("<u8"))
-        for at in range(0, length, PIECE):
-            piece = self._native.memory_read(first + at, min(PIECE, length - at))
+        for at, piece in self._pieces(first, length):
             read[at // 8 : (at + len(piece)) // 8] = np.frombuffer(piece, read.dtype)
         return read
 

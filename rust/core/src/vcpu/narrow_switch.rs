@@ -68,13 +68,7 @@ impl Vcpu {
         }
         self.regs.cr3 = value;
         let hit = self.fast_cr3_switch_narrow(shared, value);
-        if !hit {
-            self.free_roots(shared, RootSet::CURRENT);
-        }
-        if hit || !shared.mutated(Mutant::TagOnlyOnHit) {
-            self.roots.previous[0].pgd = old;
-        }
-        if hit { SwitchResult::Hit } else { SwitchResult::Miss }
+        self.end_seed_switch(shared, old, hit)
     }
 
     fn fast_cr3_switch_narrow(&mut self, shared: &Shared, value: u64) -> bool {

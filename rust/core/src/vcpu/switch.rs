@@ -58,8 +58,7 @@ impl Vcpu {
         SwitchResult::Miss
     }
 
-    /// The seed: one previous root (A.1). The tag is recorded after the slow path too (E006), whether or not a swap was
-    /// made, which is its defect S1.
+    /// The seed: one previous root (A.1).
     #[inline]
     fn switch_seed(&mut self, shared: &Shared, value: u64) -> SwitchResult {
         let old = self.regs.cr3;
@@ -68,6 +67,13 @@ impl Vcpu {
         }
         self.regs.cr3 = value;
         let hit = self.fast_cr3_switch(shared, value);
+        self.end_seed_switch(shared, old, hit)
+    }
+
+    /// After the seed's fast switch or its failure: the root of a miss goes, and the tag of the outgoing CR3 is
+    /// recorded after the slow path too (E006), whether or not a swap was made, which is the seed's defect S1.
+    #[inline]
+    pub(super) fn end_seed_switch(&mut self, shared: &Shared, old: u64, hit: bool) -> SwitchResult {
         if !hit {
             self.free_roots(shared, RootSet::CURRENT);
         }
