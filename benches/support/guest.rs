@@ -1,6 +1,8 @@
 //! Guests with their page tables in guest memory, written from the host's side before anything is measured.
 
-use shadow_mmu::{AccessFlags, AccessKind, Cpu, Gpa, Gva, LockKind, Op, OpKind, Outcome, Policy, Vm, VmConfig};
+use shadow_mmu::{
+    AccessFlags, AccessKind, Cpu, Gpa, Gva, LockKind, MemoryRegion, Op, OpKind, Outcome, Policy, Vm, VmConfig,
+};
 
 const PAGE: u64 = 0x1000;
 /// Present, writable, user, accessed, dirty: a page that the guest has used before.
@@ -149,7 +151,7 @@ impl Kpti {
     /// The machine with its guest, and what each vCPU runs.
     pub fn build(self) -> (Vm, Vec<Route>) {
         let Self { policy, lock, vcpus, lock_times, .. } = self;
-        let slots = vec![(Gpa::new(0), 16 << 20)];
+        let slots = vec![MemoryRegion::ram(Gpa::new(0), 16 << 20)];
         let vm = Vm::new(VmConfig { slots, vcpus, policy, lock, lock_times, ..VmConfig::default() });
         let vm = vm.expect("the configuration is valid");
         let mut tables = Tables::new(&vm, 0x10_0000);
@@ -212,7 +214,7 @@ impl Flat {
         // Roots and inner tables below 1 MiB of them would do for any size here; then the leaf tables, then the data.
         let first_leaf_table = 0x10_0000;
         let data = first_leaf_table + leaf_tables * PAGE;
-        let slots = vec![(Gpa::new(0), data + pages * PAGE)];
+        let slots = vec![MemoryRegion::ram(Gpa::new(0), data + pages * PAGE)];
         let config = VmConfig { slots, tlb_entries, ..VmConfig::default() };
         let vm = Vm::new(config).expect("the configuration is valid");
         let mut tables = Tables::new(&vm, PAGE);

@@ -1,7 +1,7 @@
 //! A guest of any paging mode that maps consecutive pages to frames of its own, in no order, and the same tables for a walk that
 //! checks nothing.
 
-use shadow_mmu::{Gpa, Gva, Op, OpKind, Outcome, Vm, VmConfig};
+use shadow_mmu::{Gpa, Gva, MemoryRegion, Op, OpKind, Outcome, Vm, VmConfig};
 use shadow_mmu_sync::{AtomicU64, Ordering};
 use shadow_mmu_sys::{hint, mem::zeroed_words};
 
@@ -83,7 +83,7 @@ impl Paged {
             (0..directories).for_each(|gib| image.set(gib * 8, (first[0] + gib) << 12 | 1));
             root = 0;
         }
-        let slots = vec![(Gpa::new(0), table_pages * PAGE)];
+        let slots = vec![MemoryRegion::ram(Gpa::new(0), table_pages * PAGE)];
         let vm = Vm::new(VmConfig { slots, ..VmConfig::default() }).expect("the configuration is valid");
         let bytes: Vec<u8> = image.words.iter().flat_map(|word| word.to_le_bytes()).collect();
         vm.host_write(Gpa::new(0), &bytes).expect("tables are in memory");

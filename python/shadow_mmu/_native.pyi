@@ -103,7 +103,7 @@ class Vm:
     def __new__(
         cls,
         *,
-        slots: Sequence[tuple[int, int]],
+        slots: Sequence[tuple[int, int, bool]],
         vcpus: int,
         policy: str,
         tlb_entries: int,
@@ -125,7 +125,7 @@ class Vm:
     def memory_write(self, gpa: int, data: Buffer, /) -> None: ...
     def memory_require(self, gpa: int, length: int, /) -> None:
         """Refuse a range that is not all in memslots."""
-    def add_memslot(self, gpa: int, length: int, /) -> None: ...
+    def add_memslot(self, gpa: int, length: int, read_only: bool = False, /) -> None: ...
     def execute(self, op: Buffer, pages: Buffer | None = None, /) -> tuple[int, int, int]:
         """Run one operation record (32 bytes): (outcome code, value or address or gpa, error code)."""
     def run(

@@ -262,7 +262,7 @@ def load_stream(path: Path) -> Stream:
     try:
         raw: dict[str, Any] = json.loads(path.read_text())
         config = raw["config"]
-        config["slots"] = tuple((gpa, length) for gpa, length in config["slots"])
+        config["slots"] = tuple((gpa, length, any(flags)) for gpa, length, *flags in config["slots"])
         ops = tuple(Op(OpKind[name], *fields) for name, *fields in raw["ops"])
         config["cpu"] = CpuModel(**config["cpu"])
         return Stream(MachineConfig(**config), ops, tuple(map(_dense, raw["pages"])))

@@ -32,8 +32,15 @@ def _bytes_of(data: "Buffer | npt.NDArray[Any]") -> memoryview:
         raise ConfigError(f"data is {type(data).__name__}: expected bytes or a numpy array ({error})") from error
 
 
+def _shown(slot: Memslot) -> str:
+    return f"{slot.gpa:#x}+{slot.bytes:#x}{' read-only' if slot.read_only else ''}"
+
+
 class Memory:
-    """Guest memory from the hypervisor's side. Writes drop the shadow entries made from words that change."""
+    """Guest memory from the hypervisor's side. Writes drop the shadow entries made from words that change.
+
+    The hypervisor writes read-only memslots too: that is how a ROM gets its contents.
+    """
 
     __slots__ = ("__weakref__", "_native", "_slots")
 
@@ -68,6 +75,10 @@ class Memory:
                 count = min(length, slot.gpa + slot.bytes - gpa)
                 gpa, length = gpa + count, length - count
         return length == 0
+
+    def is_read_only(self, gpa: int) -> bool:
+        """Whether the guest may only read what is at a gpa; false where no memslot is (E107)."""
+        return any(slot.read_only and slot.gpa <= gpa < slot.gpa + slot.bytes for slot in self._slots)
 
     def read(self, gpa: SupportsIndex, length: SupportsIndex) -> bytes:
         """Return ``length`` bytes at ``gpa``. Words are read one after the other while vCPUs may write.
@@ -140,4 +151,4 @@ class Memory:
         raise TypeError("the Memory of a Vm cannot be copied or pickled: read it")
 
     def __repr__(self) -> str:
-        return f"<Memory {', '.join(f'{slot.gpa:#x}+{slot.bytes:#x}' for slot in self._slots)}>"
+        return f"<Memory {', '.join(map(_shown, self._slots))}>"

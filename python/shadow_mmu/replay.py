@@ -146,7 +146,7 @@ def _replay_native(
     from shadow_mmu import _native  # noqa: PLC0415  the model must be usable without the compiled core
 
     vm = _native.Vm(
-        slots=[(0, recording.ram_bytes)],
+        slots=[(0, recording.ram_bytes, False)],
         vcpus=recording.vcpus,
         policy=policy.name,
         **policy.options,

@@ -101,6 +101,9 @@ class Memslot:
         First byte, page aligned.
     bytes : int
         Length, a positive multiple of 4096.
+    read_only : bool
+        Whether the guest may only read it (KVM: ``KVM_MEM_READONLY``): what it writes there is an MMIO exit, and its page tables
+        there get no A and D bits (E107). The host writes it as any memory.
 
     Raises
     ------
@@ -111,6 +114,7 @@ class Memslot:
 
     gpa: int
     bytes: int
+    read_only: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no machine could hold."""
@@ -121,6 +125,10 @@ class Memslot:
             if value % PAGE_SIZE or value < 0:
                 msg = f"memslot {name} must be a non-negative multiple of {PAGE_SIZE}, not {value:#x}"
                 raise MemoryRangeError(msg)
+        flag: object = self.read_only
+        if type(flag) is not bool:
+            msg = f"memslot read_only must be True or False, not {flag!r}"
+            raise MemoryRangeError(msg)
         if self.bytes == 0:
             msg = f"memslot at gpa {self.gpa:#x} is empty"
             raise MemoryRangeError(msg)
@@ -130,4 +138,5 @@ class Memslot:
 
     def __repr__(self) -> str:
         """Show both numbers in hexadecimal."""
-        return f"Memslot(gpa={self.gpa:#x}, bytes={self.bytes:#x})"
+        kind = ", read_only=True" if self.read_only else ""
+        return f"Memslot(gpa={self.gpa:#x}, bytes={self.bytes:#x}{kind})"

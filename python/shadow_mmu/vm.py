@@ -60,7 +60,7 @@ class Vm:
     memory : Memory
     vcpus : tuple of Vcpu
         The compiled vCPUs themselves. ``access``, ``load`` and ``store`` raise ``PageFault``, ``GeneralProtection`` or
-        ``TripleFault``, and return :class:`MmioExit` where no memslot is reached.
+        ``TripleFault``, and return :class:`MmioExit` where no memslot is reached, or a read-only one by a write.
 
     Raises
     ------
@@ -124,7 +124,7 @@ class Vm:
         self._adding = threading.Lock()
         self._config = config
         self._native = _native.Vm(
-            slots=[(slot.gpa, slot.bytes) for slot in config.memory],
+            slots=[(slot.gpa, slot.bytes, slot.read_only) for slot in config.memory],
             vcpus=config.vcpus,
             policy=config.policy.name,
             **config.policy.options,
@@ -215,8 +215,13 @@ class Vm:
             outcomes=None if kept is None else tuple(np.frombuffer(one, OUTCOME) for one in kept),
         )
 
-    def add_memslot(self, gpa: int, length: int) -> Memslot:
+    def add_memslot(self, gpa: int, length: int, *, read_only: bool = False) -> Memslot:
         """Add memory. Returns the new slot.
+
+        Parameters
+        ----------
+        gpa, length, read_only
+            As those of a :class:`~shadow_mmu.Memslot`.
 
         Raises
         ------
@@ -224,9 +229,9 @@ class Vm:
             Misaligned, too high, or overlapping a slot; nothing was added.
 
         """
-        slot = Memslot(gpa, length)
+        slot = Memslot(gpa, length, read_only)
         with self._adding:
-            self._native.add_memslot(slot.gpa, slot.bytes)
+            self._native.add_memslot(slot.gpa, slot.bytes, slot.read_only)
             self.memory = Memory(self._native, tuple(sorted((*self.memory.slots, slot), key=lambda one: one.gpa)))
         return slot
 

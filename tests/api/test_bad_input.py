@@ -85,6 +85,14 @@ def test_a_memslot_that_cannot_be_is_refused(gpa: Any, length: Any) -> None:  # 
         vm.add_memslot(gpa, length)
 
 
+@pytest.mark.parametrize("flag", [None, 0, 1, "yes", [True]])
+def test_a_memslot_is_read_only_or_not(flag: Any) -> None:  # noqa: ANN401  nonsense of any type
+    with pytest.raises(MemoryRangeError, match="read_only must be True or False"):
+        Memslot(0, 4096, flag)
+    with Vm(SIZE, vcpus=1) as vm, pytest.raises(MemoryRangeError, match="read_only"):
+        vm.add_memslot(1 << 30, 4096, read_only=flag)
+
+
 def test_an_overlapping_memslot_is_refused_and_not_added() -> None:
     with Vm(SIZE, vcpus=1) as vm:
         with pytest.raises(ShadowMmuError):

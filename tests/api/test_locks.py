@@ -52,7 +52,7 @@ def test_the_core_itself_refuses_an_unknown_kind_of_lock() -> None:
 
     with pytest.raises(ConfigError, match="queued, ticket, ttas, mutex, rwlock") as caught:
         _native.Vm(
-            slots=[(0, 4096)],
+            slots=[(0, 4096, False)],
             vcpus=1,
             policy="seed",
             tlb_entries=0,

@@ -1,5 +1,6 @@
 """The public machine: memory, vCPUs, programs, statistics, shadow pages."""
 
+import pickle
 import threading
 from collections.abc import Iterator
 from itertools import pairwise
@@ -232,6 +233,29 @@ def test_memslots_can_be_many_and_more(vm: Vm) -> None:
     assert vm.vcpus[0].access(OUTSIDE) == 0x3000_0000
 
 
+def test_e153_a_read_only_memslot_is_the_hosts_to_write_and_the_guests_to_read(vm: Vm) -> None:
+    boot(vm)
+    rom = vm.add_memslot(0x3000_0000, 4096, read_only=True)
+    assert rom == Memslot(0x3000_0000, 4096, read_only=True) != Memslot(0x3000_0000, 4096)
+    assert repr(vm.memory) == "<Memory 0x0+0x400000, 0x30000000+0x1000 read-only>"
+    vm.memory.write(rom.gpa, b"boot")
+    assert vm.vcpus[0].load(OUTSIDE, 4) == int.from_bytes(b"boot", "little")
+    assert vm.vcpus[0].store(OUTSIDE + 8, 7) == MmioExit(0x3000_0008)
+    assert vm.vcpus[0].access(OUTSIDE, "write") == MmioExit(0x3000_0000)
+    assert vm.memory.read(rom.gpa, 16) == b"boot" + bytes(12)
+    assert vm.stats.counters["mmio_exits"] == 2
+    assert [vm.memory.is_read_only(gpa) for gpa in (0, rom.gpa, rom.gpa + 4095, rom.gpa + 4096)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    with Vm([Memslot(0, SIZE), rom], vcpus=1) as made:
+        assert pickle.loads(pickle.dumps(made.config)).memory == (Memslot(0, SIZE), rom)  # noqa: S301  our own
+        boot(made)
+        assert made.vcpus[0].store(OUTSIDE, 7) == MmioExit(0x3000_0000)
+
+
 @pytest.mark.parametrize(
     ("memory", "size"), [("64KiB", 1 << 16), ("1 M", 1 << 20), ("8192", 8192), (12288, 12288), ("4096B", 4096)]
 )
@@ -246,6 +270,7 @@ def test_reprs_say_what_it_is(vm: Vm) -> None:
     assert "0" in repr(vm.vcpus[0])
     assert repr(MmioExit(16)) == "MmioExit(gpa=0x10)"
     assert repr(Memslot(4096, 8192)) == "Memslot(gpa=0x1000, bytes=0x2000)"
+    assert repr(Memslot(4096, 8192, read_only=True)) == "Memslot(gpa=0x1000, bytes=0x2000, read_only=True)"
     assert vm.policy == Policy.lru(3)
     assert not vm.closed
     vm.close()

@@ -18,6 +18,8 @@ RWU = P | W | U
 USED = RWU | A | D
 ADDRESS = ((1 << 52) - 1) & ~0xFFF
 MEMORY = 16 << 20
+ROM, ROM_BYTES = 1 << 30, 1 << 20
+"""Where a guest has read-only memory, if it has any."""
 WINDOW = 0x7F00_0000_0000
 """Where :meth:`Guest.window` maps a frame for guest loads and stores."""
 
@@ -207,9 +209,11 @@ class GuestMaker:
         memory: int = MEMORY,
         tlb_entries: int = 1536,
         cpu: CpuModel = DEFAULT_CPU,
+        rom: bool = False,
     ) -> Guest[AnyMachine]:
         """Return a guest without tables."""
-        config = MachineConfig(policy, vcpus, tlb_entries, cpu, ((0, memory),))
+        slots = ((0, memory, False), *([(ROM, ROM_BYTES, True)] if rom else []))
+        config = MachineConfig(policy, vcpus, tlb_entries, cpu, slots)
         return Guest(self.machine(config), vcpus, tlb_entries)
 
     def __call__(

@@ -30,7 +30,7 @@ class AnyMachine(Protocol):
     def execute(self, op: Op) -> Outcome:
         """Run one operation."""
 
-    def add_memslot(self, gpa: int, length: int) -> None:
+    def add_memslot(self, gpa: int, length: int, *, read_only: bool = False) -> None:
         """Add memory."""
 
     def stats(self) -> dict[str, Any]:
@@ -75,9 +75,12 @@ class NativeMachine:
             mutant=mutant,
         )
         self.memory = NativeMemory(self.vm)
-        self.add_memslot = self.vm.add_memslot
         self.stats, self.audit, self.shadow_pages = self.vm.stats, self.vm.audit, self.vm.shadow_pages
         self.state_words, self.take_trace = self.vm.state_words, self.vm.take_trace
+
+    def add_memslot(self, gpa: int, length: int, *, read_only: bool = False) -> None:
+        """Add memory."""
+        self.vm.add_memslot(gpa, length, read_only)
 
     def execute(self, op: Op) -> Outcome:
         """Run one operation."""

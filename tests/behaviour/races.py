@@ -37,7 +37,7 @@ def two_vcpus(
     module: ModuleType, mutant: str | None, policy: str, tlb_entries: int = 1536
 ) -> tuple[NativeGuest, int, int, int]:
     """Return a guest with both vCPUs on one root: (guest, root, gpa of PAGE's entry, gva of that entry)."""
-    config = MachineConfig(policy, 2, tlb_entries, slots=((0, MEMORY),))
+    config = MachineConfig(policy, 2, tlb_entries, slots=((0, MEMORY, False),))
     one = Guest(NativeMachine(module, config, mutant), 2, tlb_entries)
     root = one.table()
     entry = one.map(root, PAGE, FRAMES, USED)

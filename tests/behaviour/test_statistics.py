@@ -71,7 +71,7 @@ def test_e164_unsync_is_a_gauge_of_unsync_pages(guest: GuestMaker) -> None:
 def test_e162_random_operations_break_no_invariant_and_give_legal_outcomes(
     guest: GuestMaker, policy: str, seed: int, tlb_entries: int
 ) -> None:
-    machine = guest.machine(MachineConfig(policy, 2, tlb_entries, slots=((0, MEMORY),)))
+    machine = guest.machine(MachineConfig(policy, 2, tlb_entries, slots=((0, MEMORY, False),)))
     oracle = LegalTranslations([(0, MEMORY)], 2)
     for number, op in enumerate(operations(seed, 500)):
         outcome = machine.execute(op)

@@ -43,7 +43,7 @@ class Both:
     def state(self) -> tuple[bytes, bytes]:
         """Everything that a look must leave as it is, memory included."""
         words = self.core.state_words() + repr(self.core.vm.stats()).encode()
-        memory = b"".join(self.core.vm.memory_read(gpa, length) for gpa, length in self.stream.config.slots)
+        memory = b"".join(self.core.vm.memory_read(gpa, length) for gpa, length, _ in self.stream.config.slots)
         assert self.model.state_words() == self.core.state_words()
         return words, memory
 

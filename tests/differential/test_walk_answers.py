@@ -122,6 +122,9 @@ class HeldMemory:
     def holds(self, gpa: int, length: int) -> bool:
         return all(self.memory.has(at >> 12) for at in range(gpa, gpa + length, 4096))
 
+    def is_read_only(self, gpa: int) -> bool:
+        return self.memory.is_read_only(gpa >> 12)
+
 
 def check_against_the_walk(machine: Machine, config: MachineConfig, op: Op) -> PagingMode:
     asked, vcpu = asked_by(op), machine.vm.vcpus[op.vcpu]

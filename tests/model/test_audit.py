@@ -72,6 +72,10 @@ def break_writable(vm: SharedState, unsync: int) -> None:
     page.sptes[index] = page.sptes[index] & ~sptes.MMU_WRITABLE | sptes.W
 
 
+def break_host_writable(vm: SharedState, unsync: int) -> None:
+    vm.memory.read_only.append((0, 1 << 20))
+
+
 def break_protection(vm: SharedState, unsync: int) -> None:
     vm.books.live[unsync].unsync = False
 
@@ -132,6 +136,7 @@ def break_obsolete(vm: SharedState, unsync: int) -> None:
         ("I8", break_indirect),
         ("I9", break_track),
         ("I11", break_writable),
+        ("I11", break_host_writable),
         ("I12", break_protection),
         ("I13", break_child),
         ("I13", break_link),

@@ -34,7 +34,7 @@ def mutant_names(mutant_build: ModuleType) -> list[str]:
 
     with pytest.raises(ConfigError, match="expected") as refused:
         mutant_build.Vm(
-            slots=[(0, 4096)],
+            slots=[(0, 4096, False)],
             vcpus=1,
             policy="seed",
             tlb_entries=0,

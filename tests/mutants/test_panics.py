@@ -32,7 +32,7 @@ class Memory:
 def broken_by(build: ModuleType, mutant: str, vcpus: int = 2) -> tuple[Any, AddressSpace]:
     """Return a booted machine that has the mutant."""
     vm = build.Vm(
-        slots=[(0, SIZE)],
+        slots=[(0, SIZE, False)],
         vcpus=vcpus,
         policy="lru:3",
         tlb_entries=64,

@@ -70,7 +70,7 @@ def test_the_table_of_mutants_and_the_scenarios_that_notice_them(mutant_build: M
 def test_the_normal_build_refuses_every_mutant(mutant_names: list[str]) -> None:
     from shadow_mmu import _native
 
-    config = MachineConfig("lru:3", slots=((0, 0x1000),))
+    config = MachineConfig("lru:3", slots=((0, 0x1000, False),))
     for name in mutant_names:
         with pytest.raises(ConfigError, match="this build has no mutants"):
             machines.NativeMachine(_native, config, name)

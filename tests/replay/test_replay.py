@@ -113,7 +113,7 @@ def test_core_and_model_count_the_same(kpti: Recording, policy: str) -> None:
 
 def test_core_and_model_see_the_same_events_of_the_shipped_recording(kpti: Recording) -> None:
     program = compile_recording(kpti)
-    config = MachineConfig("lru:3", vcpus=2, tlb_entries=1536, slots=((0, kpti.ram_bytes),))
+    config = MachineConfig("lru:3", vcpus=2, tlb_entries=1536, slots=((0, kpti.ram_bytes, False),))
     native, python = NativeSubject(config), ModelSubject(config)
     events = 0
     for start in range(0, len(program.ops), 50_000):

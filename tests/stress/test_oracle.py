@@ -61,7 +61,7 @@ def test_d5_the_cores_oracle_allows_what_the_models_oracle_allows(policy: str) -
 @pytest.mark.parametrize(("policy", "seed"), [("lru:3", 1), ("seed", 2), ("locked", 3)])
 def test_core_and_model_agree_on_every_word_of_state_while_stressed(policy: str, seed: int) -> None:
     run = Run(policy, seed)
-    config = MachineConfig(policy, vcpus=2, tlb_entries=1536, slots=((0, run.plan.memory),))
+    config = MachineConfig(policy, vcpus=2, tlb_entries=1536, slots=((0, run.plan.memory, False),))
     # The setup is many pages of the host and one step for all that is compared.
     stream = Stream(config, tuple(run.ops), tuple(map(tuple, run.pages.tolist())))
     assert compare(stream, NativeSubject, ModelSubject, every=97) is None

@@ -19,7 +19,7 @@ from shadow_mmu.model.walk import GuestWalk, walk
 from shadow_mmu.types import OpFlag, OpKind, OutcomeCode
 from shadow_mmu.workloads.world import MachineConfig
 
-SLOTS = ((0, MEMORY), (PSE36, MEMORY))
+SLOTS = ((0, MEMORY, False), (PSE36, MEMORY, False))
 REFUSED = Seen(None, None, None)
 """CR3 could not be loaded: #GP."""
 

@@ -60,7 +60,7 @@ def interleaved(workload: Workload, policy: str, seed: int) -> Stream:
         count = rng.randint(1, 12)
         ops += one[:count]
         del one[:count]
-    config = MachineConfig(policy, vcpus=len(workload.programs), slots=((0, workload.memory),))
+    config = MachineConfig(policy, vcpus=len(workload.programs), slots=((0, workload.memory, False),))
     return Stream(config, tuple(ops), tuple(tuple(rows[page].tolist()) for page in used))
 
 

@@ -21,7 +21,7 @@ from .constants import (
     WORD,
     WRITE,
 )
-from .fault import Emulate, GuestFault, Mmio, Resolution, handle_page_fault
+from .fault import Emulate, GuestFault, Mmio, Resolution, handle_page_fault, reaches_memory
 from .invlpg import invalidate_address
 from .ops import GENERAL_PROTECTION, MMIO, PAGE_FAULT, SHUT_DOWN, Outcome
 from .pae_roots import is_pae
@@ -91,9 +91,12 @@ def access(
                 if isinstance(end, Outcome):
                     return end
                 gpa = end.gfn << PAGE_SHIFT | gva & PAGE_OFFSET
+                if not reaches_memory(vm, end.gfn, rights.access):
+                    vcpu.counters["mmio_exits"] += 1
+                    return Outcome(MMIO, gpa)
                 if kind == STORE:
                     emulate_store(vm, vcpu, gpa, value, size)
-                else:
+                elif rights.access.write:
                     emulate_translation(vm, vcpu, gpa)
                 return gpa
             spte = found
@@ -151,7 +154,7 @@ def _exit(
     if isinstance(found, int):
         result = handle_page_fault(vm, vcpu, gva, rights.access, rights.code | found)
     elif isinstance(found, Violation):
-        result = handle_violation(vm, vcpu, found, rights.access)
+        result = handle_violation(vm, vcpu, found, gva, rights.access)
     else:
         result = found  # the hardware gives the guest its fault: no exit
     if isinstance(result, GuestFault):

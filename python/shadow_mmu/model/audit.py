@@ -13,6 +13,7 @@ from .constants import (
     ACC_W,
     ACC_X,
     DUMMY_ROOT,
+    GPTE_D,
     GPTE_P,
     GPTE_PS,
     INVALID_ROOT,
@@ -162,13 +163,15 @@ def _lookups(vm: SharedState) -> Iterator[str]:
 
 
 def _leaves(vm: SharedState) -> Iterator[str]:
-    """I11: W needs MMU-writable needs host-writable. I12: a synced table has no writable mapping."""
+    """I11: W needs MMU-writable needs host-writable, which is what the memslot says. I12: a synced table has no writable mapping."""
     synced = {p.gfn for p in vm.books.live.values() if not p.direct and not p.invalid and not p.unsync}
     for page in vm.books.live.values():
         for index, spte in page.sptes.items() if page.level == 1 else ():
             writable, mmu, host = spte & sptes.W, spte & sptes.MMU_WRITABLE, spte & sptes.HOST_WRITABLE
             if (writable and not mmu) or (mmu and not host) or not spte & sptes.SHADOW_PRESENT:
                 yield f"I11: entry {index} of {page!r} is {spte:#x}"
+            if bool(host) is vm.memory.is_read_only(sptes.leaf_gfn(spte)):
+                yield f"I11: entry {index} of {page!r} is {spte:#x}, and the memslot of its gfn says otherwise"
             if mmu and sptes.leaf_gfn(spte) in synced:
                 yield f"I12: entry {index} of {page!r} is {spte:#x}, and the gfn it maps holds a synced table"
 
@@ -184,7 +187,9 @@ def _tables(vm: SharedState) -> Iterator[str]:
                 allowed, target, key = page.access, page.gfn + index, key_of(page.role)
             else:
                 gpte = _gpte(vm, page, index)
-                allowed = leaf_access(page.access, gpte) if gpte & GPTE_P else 0
+                # Nobody sets D where the guest may not write its table (E107).
+                marked = gpte if not vm.memory.is_read_only(page.gfn) else gpte | GPTE_D
+                allowed = leaf_access(page.access, marked) if gpte & GPTE_P else 0
                 key = _key(vm, gpte)
                 target = (gpte & PFN_MASK) >> PAGE_SHIFT if gpte & GPTE_P else -1
             granted = (

@@ -33,14 +33,14 @@ class GuestFault:
 
 @dataclass(frozen=True, slots=True)
 class Mmio:
-    """The access reaches a frame in no memslot."""
+    """The access reaches a frame in no memslot, or writes to a read-only one."""
 
     gfn: int
 
 
 @dataclass(frozen=True, slots=True)
 class Emulate:
-    """The access writes to a guest table that may not be written: the instruction is emulated."""
+    """The instruction is emulated: it writes to a guest table that may not be written, or the hardware may not set A and D."""
 
     gfn: int
 
@@ -60,7 +60,7 @@ def handle_page_fault(vm: SharedState, vcpu: Vcpu, gva: int, access: Access, cod
         _clear_flooding_on_path(vm, vcpu, gva)
         counters["pf_emulate"] += 1
         return Emulate(guest.gfn)
-    if not vm.memory.has(guest.gfn):
+    if not reaches_memory(vm, guest.gfn, access):
         counters["mmio_exits"] += 1
         return Mmio(guest.gfn)
     if _must_emulate(vcpu, guest, access):
@@ -71,6 +71,11 @@ def handle_page_fault(vm: SharedState, vcpu: Vcpu, gva: int, access: Access, cod
         result = map_walk(vm, vcpu, gva, guest._replace(access=pte_access), write=access.write)
     count(vcpu, result)
     return Emulate(guest.gfn) if result is FaultResult.EMULATE else result
+
+
+def reaches_memory(vm: SharedState, gfn: int, access: Access) -> bool:
+    """Whether an access is one to memory: there is a memslot, and a write is allowed in it (E107)."""
+    return vm.memory.has(gfn) and not (access.write and vm.memory.is_read_only(gfn))
 
 
 def count(vcpu: Vcpu, result: FaultResult) -> None:

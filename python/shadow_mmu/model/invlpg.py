@@ -57,6 +57,8 @@ def _zap_and_refill(vm: SharedState, vcpu: Vcpu, gva: int) -> None:
             vm.remote_flush(vcpu)
         gpte = read_entry(vm.memory, vcpu.context, gpte_gpa(page.role, page.gfn, index))
         gfn = (gpte & PFN_MASK) >> PAGE_SHIFT
-        if gpte & GPTE_P and gpte & GPTE_A and not has_reserved_bits(vcpu.context, gpte, 1) and vm.memory.has(gfn):
+        # What is fetched ahead must be writable for the host: nothing of a read-only memslot is.
+        there = vm.memory.has(gfn) and not vm.memory.is_read_only(gfn)
+        if there and gpte & GPTE_P and gpte & GPTE_A and not has_reserved_bits(vcpu.context, gpte, 1):
             key = key_of(vcpu.context, gpte)
             set_spte(vm, vcpu, page, index, access=leaf_access(page.access, gpte), gfn=gfn, key=key, prefetch=True)

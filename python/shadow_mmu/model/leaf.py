@@ -32,6 +32,8 @@ def make_spte(
 ) -> tuple[int, bool]:
     """Return the leaf for these rights, and whether W was refused because the frame holds a guest table."""
     spte = sptes.read_only_leaf(gfn, access, key, accessed=not prefetch or synchronizing)
+    if vm.memory.is_read_only(gfn):
+        return spte & ~sptes.HOST_WRITABLE, False  # and what no entry lets the guest write never goes unsync (E107)
     if not access & ACC_W:
         return spte, False
     # Over a writable leaf nothing needs to be looked up: whatever shadows this frame is unsync already.

@@ -15,7 +15,7 @@ from shadow_mmu.cpu import DEFAULT_CPU, CpuModel
 from shadow_mmu.policy import Policy
 
 from . import constants as c
-from .memory import GuestMemory
+from .memory import GuestMemory, Slot
 from .ops import GP, MMIO, OK, PAGE_FAULT, OpTuple, Outcome
 from .permissions import (
     Access,
@@ -120,7 +120,7 @@ class LegalTranslations:
 
     Parameters
     ----------
-    slots : iterable of (gpa, bytes)
+    slots : iterable of (gpa, bytes) or (gpa, bytes, read_only)
         The memslots.
     vcpus : int
         How many vCPUs.
@@ -144,7 +144,7 @@ class LegalTranslations:
 
     def __init__(
         self,
-        slots: Iterable[tuple[int, int]],
+        slots: Iterable[Slot],
         vcpus: int,
         cpu: CpuModel = DEFAULT_CPU,
         *,
@@ -158,9 +158,9 @@ class LegalTranslations:
         self._history: dict[int, list[tuple[int, int]]] = {}
         """Former values of each word: (when it was replaced, value), oldest first."""
 
-    def add_memslot(self, gpa: int, length: int) -> None:
+    def add_memslot(self, gpa: int, length: int, *, read_only: bool = False) -> None:
         """Take note of a new memslot."""
-        self._memory.add_slot(gpa, length)
+        self._memory.add_slot(gpa, length, read_only)
 
     def host_write(self, gpa: int, data: bytes) -> None:
         """Take note of a hypervisor-side write."""
@@ -280,7 +280,10 @@ class LegalTranslations:
             frames = {gva >> c.PAGE_SHIFT}
         elif root is not None:
             frames = set(self._reach(search, view.context.top, root, c.ACC_ALL))
-        return {gfn << c.PAGE_SHIFT | gva & c.PAGE_OFFSET for gfn in frames if self._memory.has(gfn)}
+        return {gfn << c.PAGE_SHIFT | gva & c.PAGE_OFFSET for gfn in frames if self._is_memory(gfn, search.access)}
+
+    def _is_memory(self, gfn: int, access: Access) -> bool:
+        return self._memory.has(gfn) and not (access.write and self._memory.is_read_only(gfn))
 
     def _reach(self, search: _Search, level: int, table: int, acc: int) -> Iterator[int]:
         """Give the target frames over every value that each entry on the way may be cached with."""
@@ -351,7 +354,7 @@ class LegalTranslations:
             right = code == outcome.error and outcome.value == gva
             return None if right else f"fault {outcome.error:#x} at {outcome.value:#x}: a walk gives {code}"
         if outcome.code == MMIO:
-            right = code is None and not self._memory.has(frame)
+            right = code is None and not self._is_memory(frame, make_access(kind, flags))
             right = right and outcome.value == frame << c.PAGE_SHIFT | gva & c.PAGE_OFFSET
             return None if right else f"MMIO at {outcome.value:#x}: a walk gives {code}, frame {frame:#x}"
         return None if self._vcpus[vcpu].was_outside else "a triple fault, and every root was in memory"

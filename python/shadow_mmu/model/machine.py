@@ -13,7 +13,7 @@ from . import constants as c
 from .access import access, effective_address, is_canonical
 from .audit import audit
 from .invlpg import invlpg
-from .memory import GuestMemory
+from .memory import GuestMemory, Slot
 from .ops import DONE, GENERAL_PROTECTION, INVALID_OPCODE, OK, SHUT_DOWN, OpTuple, Outcome
 from .pae_roots import read_pdptrs
 from .path import shadow_path
@@ -75,7 +75,7 @@ class Machine:
 
     Parameters
     ----------
-    slots : sequence of (gpa, bytes)
+    slots : sequence of (gpa, bytes) or (gpa, bytes, read_only)
         The memslots, page aligned.
     vcpus : int
         How many vCPUs: 1..1024.
@@ -111,7 +111,7 @@ class Machine:
 
     def __init__(
         self,
-        slots: Sequence[tuple[int, int]],
+        slots: Sequence[Slot],
         vcpus: int,
         policy: str,
         tlb_entries: int = 1536,
@@ -324,7 +324,7 @@ class Machine:
         host_write(self.vm, vcpu, memory.words_of(addr, data))
         return DONE
 
-    def add_memslot(self, gpa: int, length: int) -> None:
+    def add_memslot(self, gpa: int, length: int, *, read_only: bool = False) -> None:
         """Add a memslot of zeroes.
 
         Raises
@@ -333,7 +333,7 @@ class Machine:
             It is misaligned, empty, too high, or overlaps another; nothing was added.
 
         """
-        self.vm.memory.add_slot(gpa, length)
+        self.vm.memory.add_slot(gpa, length, read_only)
 
     def state_words(self) -> bytes:
         """Return the whole state as little-endian 64-bit words (§11)."""

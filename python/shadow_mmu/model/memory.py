@@ -6,6 +6,7 @@ them is :mod:`.writes`.
 
 from array import array
 from collections.abc import Iterable
+from typing import TypeAlias
 
 from shadow_mmu.errors import ConfigError, MemoryRangeError
 
@@ -14,12 +15,16 @@ from .constants import ENTRIES, PAGE_OFFSET, PAGE_SHIFT, PAGE_SIZE, WORD
 _ZERO_PAGE = bytes(PAGE_SIZE)
 
 
+Slot: TypeAlias = tuple[int, int] | tuple[int, int, bool]
+"""A memslot: first gpa, bytes, and whether the guest may only read it."""
+
+
 class GuestMemory:
     """The words of guest-physical memory.
 
     Parameters
     ----------
-    slots : iterable of (gpa, bytes)
+    slots : iterable of (gpa, bytes) or (gpa, bytes, read_only)
         The memslots, page aligned, apart from each other.
     limit : int
         First gpa that no slot may reach.
@@ -31,18 +36,20 @@ class GuestMemory:
 
     """
 
-    __slots__ = ("limit", "pages", "slots")
+    __slots__ = ("limit", "pages", "read_only", "slots")
 
-    def __init__(self, slots: Iterable[tuple[int, int]], limit: int) -> None:
+    def __init__(self, slots: Iterable[Slot], limit: int) -> None:
         self.limit = limit
         self.slots: list[tuple[int, int]] = []
         """First frame and number of frames of each slot."""
+        self.read_only: list[tuple[int, int]] = []
+        """Those of them that the guest may not write (E107)."""
         self.pages: dict[int, array[int]] = {}
         """The 512 words of each frame that was ever written."""
-        for gpa, length in slots:
-            self.add_slot(gpa, length)
+        for slot in slots:
+            self.add_slot(*slot)
 
-    def add_slot(self, gpa: int, length: int) -> None:
+    def add_slot(self, gpa: int, length: int, read_only: bool = False) -> None:  # noqa: FBT001, FBT002  # the fields of a slot
         """Add a memslot of ``length`` bytes at ``gpa``; its memory reads as 0.
 
         Raises
@@ -62,10 +69,20 @@ class GuestMemory:
                     f"memslot {gpa:#x}+{length:#x}: expected no overlap with {other << PAGE_SHIFT:#x}+{count << PAGE_SHIFT:#x}"
                 )
         self.slots.append((first, frames))
+        if read_only:
+            self.read_only.append((first, frames))
 
     def has(self, gfn: int) -> bool:
         """Whether the frame lies in a memslot."""
         return gfn in self.pages or any(first <= gfn < first + frames for first, frames in self.slots)
+
+    def is_read_only(self, gfn: int) -> bool:
+        """Whether the frame lies in a memslot that the guest may only read."""
+        return any(first <= gfn < first + frames for first, frames in self.read_only)
+
+    def may_mark(self, gpa: int) -> bool:
+        """Whether a walk may set A and D in the entry at ``gpa`` (E107)."""
+        return not self.is_read_only(gpa >> PAGE_SHIFT)
 
     def word(self, gpa: int) -> int:
         """Read the aligned 8-byte word at ``gpa``, which lies in a slot."""

@@ -24,6 +24,7 @@ U: Final = 1 << 2
 A: Final = 1 << 5
 D: Final = 1 << 6
 HOST_WRITABLE: Final = 1 << 9
+"""The memslot is not read-only."""
 MMU_WRITABLE: Final = 1 << 10
 SHADOW_PRESENT: Final = 1 << 11
 NX: Final = 1 << 63

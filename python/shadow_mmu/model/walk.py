@@ -35,6 +35,9 @@ class TableMemory(Protocol):
     def store(self, gpa: int, value: int, size: int, /) -> None:
         """Write an entry of ``size`` bytes."""
 
+    def may_mark(self, gpa: int, /) -> bool:
+        """Whether A and D may be set in the entry at ``gpa``."""
+
 
 class GuestWalk(NamedTuple):
     """A walk that reached its leaf."""
@@ -50,7 +53,7 @@ class GuestWalk(NamedTuple):
     table_gfn: dict[int, int]
     """By level: the frame of the table."""
     gptes: dict[int, int]
-    """By level: the raw entry; after :func:`walk` with A and D set."""
+    """By level: the raw entry; after :func:`walk` with A and D set, but in a read-only table."""
     key: int
     """Protection key of the page."""
 
@@ -110,10 +113,14 @@ def _walk_once(
     # Step 10, from the top level down to the leaf.
     for at in range(context.top, level - 1, -1):
         want = gptes[at] | GPTE_A | (GPTE_D if access.write and at == level else 0)
-        if want != gptes[at]:
-            if not compare_exchange(memory, context, entry_gpa(context, found.table_gfn[at], gva, at), gptes[at], want):
-                return None
-            gptes[at] = want
+        if want == gptes[at]:
+            continue
+        gpa = entry_gpa(context, found.table_gfn[at], gva, at)
+        if not memory.may_mark(gpa):
+            continue  # a table that the guest may not write stays as it is, and the walk goes on (E107)
+        if not compare_exchange(memory, context, gpa, gptes[at], want):
+            return None
+        gptes[at] = want
     return found._replace(access=acc)
 
 

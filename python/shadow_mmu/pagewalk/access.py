@@ -94,7 +94,7 @@ def _listed(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
 
-def answer(context: Context, guest: WalkDimension, asked: Asked, *, in_memory: bool) -> AccessAnswer:
+def answer(context: Context, guest: WalkDimension, asked: Asked, *, in_memory: bool, read_only: bool) -> AccessAnswer:
     """Say what comes of an access by the guest's tables as they are now.
 
     Parameters
@@ -105,6 +105,8 @@ def answer(context: Context, guest: WalkDimension, asked: Asked, *, in_memory: b
     asked : Asked
     in_memory : bool
         Whether a memslot has the page that the walk reaches.
+    read_only : bool
+        Whether the guest may only read it (E107).
 
     """
     access = asked.access
@@ -130,10 +132,10 @@ def answer(context: Context, guest: WalkDimension, asked: Asked, *, in_memory: b
         )
     if is_denied(context, guest.rights.access, access):
         return AccessAnswer(asked.words, "#PF", code | PF_P, _refusal(context, guest, access))
-    outcome = "allowed" if in_memory else "MMIO"
-    return AccessAnswer(
-        asked.words, outcome, None, f"gpa {guest.address:#x}" + ("" if in_memory else ", in no memslot")
-    )
+    why = "" if in_memory else ", in no memslot"
+    if access.write and read_only:
+        why = ", in a read-only memslot"
+    return AccessAnswer(asked.words, "MMIO" if why else "allowed", None, f"gpa {guest.address:#x}{why}")
 
 
 def _missing(context: Context, step: WalkStep) -> str:

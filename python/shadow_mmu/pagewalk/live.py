@@ -5,7 +5,7 @@ These are shadow tables, which translate the gva; or with ``mmu=tdp`` direct one
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from shadow_mmu.model.constants import PAGE_SIZE
 from shadow_mmu.model.permissions import Context
@@ -26,11 +26,19 @@ from .verdict import (
 
 __all__ = ["explain"]
 
+
+class SlotMemory(TableMemory, Protocol):
+    """The memory of a machine: tables, and what the guest may do to it."""
+
+    def is_read_only(self, gpa: int, /) -> bool:
+        """Whether the guest may only read what is at a gpa."""
+
+
 Way = Callable[[int, int], Mapping[str, Any]]
 
 
 def explain(
-    memory: TableMemory,
+    memory: SlotMemory,
     shadow_path: Way,
     context_of: Callable[[tuple[int, int, int, int, int]], Context],
     gva: int,
@@ -42,7 +50,7 @@ def explain(
 
     Parameters
     ----------
-    memory : TableMemory
+    memory : SlotMemory
         Guest memory.
     shadow_path : callable
         Of the machine: from (vCPU, address) to the way through its shadow tables.
@@ -57,6 +65,7 @@ def explain(
     context = context_of(path.registers)
     guest = guest_dimension(memory, context, path.registers[1], gva, path.pdptrs)
     in_memory = guest.address is not None and memory.holds(guest.address & ~(PAGE_SIZE - 1), PAGE_SIZE)
+    read_only = guest.address is not None and memory.is_read_only(guest.address)
     tlb = tlb_entry(path, guest)
     if path.two_dimensions:
         direct, missing = _direct(shadow_path, vcpu, guest)
@@ -73,8 +82,10 @@ def explain(
         if guest.rights is None
         else [f"by the guest's tables {rights_in_words(context, guest.rights, leaf_key(context, guest))}"]
     )
+    if read_only:
+        found.append("the memslot is read-only: a write that the guest's tables allow is an MMIO exit")
     notes = (*rights, *found, *pending_words(path))
-    reply = None if asked is None else answer(context, guest, asked, in_memory=in_memory)
+    reply = None if asked is None else answer(context, guest, asked, in_memory=in_memory, read_only=read_only)
     if reply is not None and path.shut_down:
         reply = AccessAnswer(reply.access, "triple fault", None, "the vCPU is shut down")
     elif reply is not None and loose:

@@ -115,7 +115,7 @@ def verdict_words(verdict: Verdict, guest: WalkDimension, shadow: WalkDimension)
             return text
         if shadow.rights.writable:
             return f"{text}: {_CONVERTED}"
-        return f"{text}, but for W: a write exits, to set D and be given W, or to be emulated if the frame holds a guest table"
+        return f"{text}, but for W: a write exits, to set D and be given W, or to be emulated if the frame holds a guest table, or to the device model if its memslot is read-only"
     return {
         Verdict.UNMAPPED: "neither guest nor shadow maps the address",
         Verdict.MISSING: f"the shadow has no entry yet ({shadow.result}): the next access exits, and the fault makes it",

@@ -107,7 +107,7 @@ def keywords(plan: StressPlan) -> dict[str, Any]:
 def machine(plan: StressPlan, native: Any, mutant: str | None = None) -> _native.Vm:  # noqa: ANN401  as above
     """Return the native machine that a plan is run on."""
     made: _native.Vm = native.Vm(
-        slots=[(0, plan.memory)],
+        slots=[(0, plan.memory, False)],
         vcpus=plan.vcpus,
         policy=plan.policy.name,
         **plan.policy.options,

@@ -30,6 +30,7 @@ from shadow_mmu.workloads.world import (
     MachineConfig,
     World,
     random_processor,
+    random_slots,
 )
 
 _CR0_WP, _CR0_CD, _CR0_NW, _CR0_PG = 1 << 16, 1 << 30, 1 << 29, 1 << 31
@@ -385,7 +386,7 @@ def random_stream(
         drawn += ",host=pae"
     elif paging is None and policy is not None and Policy.parse(policy).host == "pae":
         mode = mode if mode in _NARROW else options.choice(_NARROW)
-    config = MachineConfig(policy or drawn, vcpus, tlb_entries, cpu)
+    config = MachineConfig(policy or drawn, vcpus, tlb_entries, cpu, random_slots(options))
     if mode not in _NARROW:
         Policy.parse(config.policy).require_long_mode(f"a stream of {mode} paging")
     world = World(mode, cpu)

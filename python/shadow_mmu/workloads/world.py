@@ -1,6 +1,6 @@
 """A small, crowded guest for random testing: few tables, few frames, everything aliased.
 
-Memory is 2 MiB at gpa 0 and 64 KiB at 1 GiB, with nothing between. A pool of frames holds the guest's tables, each with a
+Memory is 2 MiB at gpa 0 and 64 KiB at 1 GiB, with nothing between; in some machines a few frames of it are read-only. A pool of frames holds the guest's tables, each with a
 level that most entries respect; some do not (a table used at two levels, a table that maps itself). A *window* maps the first
 2 MiB one to one in every address space, so that guest stores can reach any table through the guest's own mapping.
 """
@@ -17,7 +17,7 @@ LOW_BYTES: Final = 2 << 20
 HIGH_SLOT: Final = 1 << 30
 HIGH_BYTES: Final = 64 << 10
 OUTSIDE: Final = 0x3000_0000
-SLOTS: Final = ((0, LOW_BYTES), (HIGH_SLOT, HIGH_BYTES))
+SLOTS: Final = ((0, LOW_BYTES, False), (HIGH_SLOT, HIGH_BYTES, False))
 
 P, W, U, PWT, PCD, A, D, PS, G = (1 << bit for bit in range(9))
 NX: Final = 1 << 63
@@ -29,6 +29,8 @@ ROOTS: Final = 4
 _TABLES_PER_LEVEL: Final = 3
 _LEAF_TABLES: Final = 5
 WINDOW_INDEX: Final = 3
+# How many streams have read-only memslots.
+_READ_ONLY: Final = 0.35
 _CHANCES: Final = (
     (P, 0.985),
     (W, 0.95),
@@ -85,7 +87,7 @@ class MachineConfig:
     vcpus: int = 2
     tlb_entries: int = 24
     cpu: CpuModel = DEFAULT_CPU
-    slots: tuple[tuple[int, int], ...] = SLOTS
+    slots: tuple[tuple[int, int, bool], ...] = SLOTS
 
 
 def random_processor(rng: Random) -> CpuModel:
@@ -94,6 +96,16 @@ def random_processor(rng: Random) -> CpuModel:
     features = {name: rng.random() >= lack for name in ("gib_pages", "pse36", "nx", "wp", "smep", "smap", "la57")}
     features["pku"] = rng.random() < 0.3
     return CpuModel(maxphyaddr=rng.choice((46, 46, 40, 52)), **features)
+
+
+def random_slots(rng: Random) -> tuple[tuple[int, int, bool], ...]:
+    """Draw the memslots: sometimes a few frames, of tables or of data, are read-only, and sometimes the high slot is (E107)."""
+    if rng.random() >= _READ_ONLY:
+        return SLOTS
+    first = rng.randrange(_FIRST_TABLE_GFN, _FIRST_DATA_GFN + len(DATA_GFNS))
+    start, end = first << 12, (first + rng.choice((1, 1, 2, 4))) << 12
+    low = ((0, start, False), (start, end - start, True), (end, LOW_BYTES - end, False))
+    return (*low, (HIGH_SLOT, HIGH_BYTES, rng.random() < 0.5))
 
 
 class World:

@@ -4,7 +4,9 @@
 
 use std::{io::Write, time::Instant};
 
-use shadow_mmu::{AccessFlags, AccessKind, Error, Gpa, Gva, LockReason, Op, OpKind, Policy, RunOptions, Vm, VmConfig};
+use shadow_mmu::{
+    AccessFlags, AccessKind, Error, Gpa, Gva, LockReason, MemoryRegion, Op, OpKind, Policy, RunOptions, Vm, VmConfig,
+};
 
 const SWITCHES: u32 = 1_000_000;
 
@@ -21,7 +23,8 @@ fn main() -> Result<(), Error> {
     let (kernel, user) = (0x10_0000, 0x10_8000);
     let mut out = std::io::stdout().lock();
     for policy in [Policy::Locked, Policy::Seed, Policy::Lru(3)] {
-        let vm = Vm::new(VmConfig { slots: vec![(Gpa::new(0), 4 << 20)], policy, ..VmConfig::default() })?;
+        let vm =
+            Vm::new(VmConfig { slots: vec![MemoryRegion::ram(Gpa::new(0), 4 << 20)], policy, ..VmConfig::default() })?;
         build(&vm, kernel)?;
         build(&vm, user)?;
         for cr3 in [kernel, user, kernel, user] {

@@ -4,16 +4,18 @@ mod choice;
 mod cpu_model;
 mod host;
 mod lock_kind;
+mod memory_region;
 mod mmu_kind;
 mod pae_root_policy;
 
 use core::{fmt, str::FromStr};
 
 pub use self::{
-    cpu_model::CpuModel, host::Host, lock_kind::LockKind, mmu_kind::MmuKind, pae_root_policy::PaeRootPolicy,
+    cpu_model::CpuModel, host::Host, lock_kind::LockKind, memory_region::MemoryRegion, mmu_kind::MmuKind,
+    pae_root_policy::PaeRootPolicy,
 };
 use crate::{
-    addr::{Gpa, PAE_TABLES},
+    addr::PAE_TABLES,
     error::{Error, Result},
     link::LinkPolicy,
 };
@@ -187,8 +189,8 @@ impl FromStr for Mutant {
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "what to measure and record: independent switches")]
 pub struct VmConfig {
-    /// Memslots: first gpa and size in bytes, both page aligned, not overlapping.
-    pub slots: Vec<(Gpa, u64)>,
+    /// Memslots, not overlapping.
+    pub slots: Vec<MemoryRegion>,
     /// Number of vCPUs, 1..=1024.
     pub vcpus: usize,
     /// What becomes of the current root at a CR3 write.

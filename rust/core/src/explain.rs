@@ -77,9 +77,9 @@ impl Vm {
     /// The shadow tables on the way to `gva`, as the hardware of one vCPU would walk them now. Works on a broken machine too.
     ///
     /// ```
-    /// use shadow_mmu::{AccessFlags, AccessKind, Gpa, Gva, Vm, VmConfig};
+    /// use shadow_mmu::{AccessFlags, AccessKind, Gpa, Gva, MemoryRegion, Vm, VmConfig};
     ///
-    /// let vm = Vm::new(VmConfig { slots: vec![(Gpa::new(0), 2 << 20)], vcpus: 1, ..VmConfig::default() })?;
+    /// let vm = Vm::new(VmConfig { slots: vec![MemoryRegion::ram(Gpa::new(0), 2 << 20)], vcpus: 1, ..VmConfig::default() })?;
     /// for table in 1..5_u64 {
     ///     vm.host_write(Gpa::new(table << 12), &(((table + 1) << 12) | 7).to_le_bytes())?;
     /// }

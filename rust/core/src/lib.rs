@@ -10,9 +10,9 @@
 //! those of the semantics it restates (KVM v6.19).
 //!
 //! ```
-//! use shadow_mmu::{AccessFlags, AccessKind, Gpa, Gva, Outcome, Policy, Vm, VmConfig};
+//! use shadow_mmu::{AccessFlags, AccessKind, Gpa, Gva, MemoryRegion, Outcome, Policy, Vm, VmConfig};
 //!
-//! let config = VmConfig { slots: vec![(Gpa::new(0), 2 << 20)], vcpus: 1, policy: Policy::Lru(3), ..VmConfig::default() };
+//! let config = VmConfig { slots: vec![MemoryRegion::ram(Gpa::new(0), 2 << 20)], vcpus: 1, policy: Policy::Lru(3), ..VmConfig::default() };
 //! let vm = Vm::new(config)?;
 //! // PML4 at 0x1000 -> PDPT 0x2000 -> PD 0x3000 -> PT 0x4000 -> page 0x5000, each present, writable, user.
 //! for table in 1..5_u64 {
@@ -101,7 +101,7 @@ pub mod vm;
 pub use self::{
     access::{Access, AccessFlags, AccessKind, FaultCode, TranslateError, Translation},
     addr::{Gfn, Gpa, Gva, Hpa, Level, Pfn, SpId, SpteRef},
-    config::{CpuModel, Host, LockKind, MmuKind, Mutant, PaeRootPolicy, Policy, VmConfig},
+    config::{CpuModel, Host, LockKind, MemoryRegion, MmuKind, Mutant, PaeRootPolicy, Policy, VmConfig},
     error::Error,
     explain::{ShadowPath, ShadowStep},
     link::LinkPolicy,

@@ -50,6 +50,12 @@ impl Spte {
         Spte(raw)
     }
 
+    /// The leaf of a page that the host lets nobody write: one in a read-only memslot.
+    #[must_use]
+    pub(crate) const fn host_read_only(self) -> Spte {
+        Spte(self.0 & !HOST_WRITABLE)
+    }
+
     /// What a TLB keeps of a translation in two dimensions: the host frame, and the rights and the D of the guest's own entries.
     pub(crate) fn combined(pfn: Pfn, access: Access, dirty: bool) -> Spte {
         let mut raw = PRESENT | ACCESSED | ((pfn.get() << 12) & PHYS_MASK);

@@ -8,7 +8,7 @@ use shadow_mmu_sys::lock::Mutex;
 
 use crate::{
     addr::{ENTRIES, Gfn, Gpa, PAGE_SIZE, SpId, SpteRef},
-    config::VmConfig,
+    config::{MemoryRegion, VmConfig},
     error::{Error, Result},
     memory::GuestMemory,
     mmu::{MmuCx, Shared, Violation},
@@ -149,15 +149,15 @@ impl Vm {
     /// # Errors
     /// [`Error::Memslot`] for a misaligned, empty, too high or overlapping slot, [`Error::Config`] for the 513th one,
     /// [`Error::OutOfMemory`], [`Error::Broken`]; nothing is changed then.
-    pub fn add_memslot(&self, gpa: Gpa, bytes: u64) -> Result<()> {
+    pub fn add_memslot(&self, region: MemoryRegion) -> Result<()> {
         self.shared.health.check()?;
         let _watch = self.shared.health.watch();
         let mut host = self.host.lock();
         let mut locked = self.shared.lock(&mut host, LockReason::Host);
-        self.shared.memory.check(gpa, bytes)?;
+        self.shared.memory.check(region)?;
         // What can fail comes first: the slot is visible to every vCPU as soon as it is added.
-        locked.state.rmaps.add_slot(gpa.gfn(), bytes / PAGE_SIZE)?;
-        self.shared.memory.add(gpa, bytes).map(|_| ()).inspect_err(|_| locked.state.rmaps.remove_last_slot())
+        locked.state.rmaps.add_slot(region.gpa.gfn(), region.bytes / PAGE_SIZE)?;
+        self.shared.memory.add(region).map(|_| ()).inspect_err(|_| locked.state.rmaps.remove_last_slot())
     }
 
     /// Checks every invariant, all vCPUs at rest.

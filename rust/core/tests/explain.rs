@@ -1,13 +1,13 @@
 //! The way of an address through the shadow tables: looked at from outside, with nothing changed.
 
-use shadow_mmu::{AccessFlags, AccessKind, Error, Gpa, Gva, Hpa, Policy, SpId, Vm, VmConfig};
+use shadow_mmu::{AccessFlags, AccessKind, Error, Gpa, Gva, Hpa, MemoryRegion, Policy, SpId, Vm, VmConfig};
 
 const ROOT: u64 = 0x1000;
 const GVA: u64 = 0x123;
 
 /// A machine whose tables lead from `ROOT` to the page at 0x5000.
 fn machine(policy: Policy) -> Vm {
-    let slots = vec![(Gpa::new(0), 2 << 20)];
+    let slots = vec![MemoryRegion::ram(Gpa::new(0), 2 << 20)];
     let vm = Vm::new(VmConfig { slots, vcpus: 2, policy, ..VmConfig::default() }).unwrap();
     for table in 1..5_u64 {
         vm.host_write(Gpa::new(table << 12), &(((table + 1) << 12) | 7).to_le_bytes()).unwrap();

@@ -5,7 +5,8 @@
 #![cfg(feature = "count-sync")]
 
 use shadow_mmu::{
-    AccessFlags, AccessKind, Cpu, Gpa, Gva, LockKind, Op, OpKind, Outcome, PaeRootPolicy, Policy, Vm, VmConfig,
+    AccessFlags, AccessKind, Cpu, Gpa, Gva, LockKind, MemoryRegion, Op, OpKind, Outcome, PaeRootPolicy, Policy, Vm,
+    VmConfig,
 };
 use shadow_mmu_sync::count::{self, Counts};
 
@@ -13,7 +14,13 @@ const KERNEL: u64 = 0x10_0000;
 const USER: u64 = 0x10_8000;
 
 fn vm(policy: Policy, lock: LockKind) -> Vm {
-    let config = VmConfig { slots: vec![(Gpa::new(0), 4 << 20)], vcpus: 2, policy, lock, ..VmConfig::default() };
+    let config = VmConfig {
+        slots: vec![MemoryRegion::ram(Gpa::new(0), 4 << 20)],
+        vcpus: 2,
+        policy,
+        lock,
+        ..VmConfig::default()
+    };
     let vm = Vm::new(config).unwrap();
     for root in [KERNEL, USER] {
         for level in 0..4 {
@@ -57,7 +64,7 @@ fn e001_a_clean_fast_switch_has_no_lock_no_rmw_and_no_store() {
 /// A guest without long mode: a page directory at `root + 0x1000` and a table behind it; `root` holds one PDPTR. Of 32-bit paging
 /// the same words are two tables of a directory at `root + 0x1000`.
 fn narrow_vm(policy: Policy, pae_roots: PaeRootPolicy, cr4: u64) -> Vm {
-    let slots = vec![(Gpa::new(0), 4 << 20)];
+    let slots = vec![MemoryRegion::ram(Gpa::new(0), 4 << 20)];
     let vm = Vm::new(VmConfig { slots, vcpus: 2, policy, pae_roots, ..VmConfig::default() }).unwrap();
     for root in [KERNEL, USER] {
         for (at, entry) in [(root, root + 0x1001), (root + 0x1000, root + 0x2067), (root + 0x2000, 0x3067)] {

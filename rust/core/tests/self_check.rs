@@ -6,6 +6,8 @@
 
 #[path = "self_check/machine.rs"]
 mod machine;
+#[path = "self_check/rom.rs"]
+mod rom;
 #[path = "self_check/scenes.rs"]
 mod scenes;
 #[path = "self_check/tables.rs"]
@@ -68,7 +70,7 @@ fn check(figures: &Figures) {
     assert!(figures.judged > figures.operations / 5, "{figures:?}");
     assert!(figures.judged_ok > figures.judged / 4, "{figures:?}");
     assert!(figures.judged_faults > figures.judged / 20, "{figures:?}");
-    for rare in [figures.mmio, figures.stale, figures.refused, figures.denied_by_key] {
+    for rare in [figures.mmio, figures.of_rom, figures.stale, figures.refused, figures.denied_by_key] {
         assert!(rare > figures.operations / 2_000, "{figures:?}");
     }
     assert!(figures.lenient < figures.judged / 200, "{figures:?}");

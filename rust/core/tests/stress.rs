@@ -2,13 +2,13 @@
 //! are missed when they are switched off.
 
 use shadow_mmu::{
-    Control, Error, Gpa, Mutant, Policy, Vm, VmConfig,
+    Control, Error, Gpa, MemoryRegion, Mutant, Policy, Vm, VmConfig,
     stress::{self, Limit, StressConfig, StressReport},
 };
 use shadow_mmu_planted::apart;
 
 fn run(vcpus: usize, policy: Policy, mutant: Mutant, config: &StressConfig) -> Result<StressReport, Error> {
-    let slots = vec![(Gpa::new(0), stress::bytes_needed(vcpus))];
+    let slots = vec![MemoryRegion::ram(Gpa::new(0), stress::bytes_needed(vcpus))];
     let vm = Vm::new(VmConfig { slots, vcpus, policy, mutant, lock_times: true, ..VmConfig::default() })?;
     // Apart: see there what ThreadSanitizer could not see otherwise.
     apart(|| stress::stress(&vm, config, &Control::new()))

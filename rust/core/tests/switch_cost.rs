@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use shadow_mmu::{AccessFlags, AccessKind, Gpa, Gva, Op, OpKind, Outcome, Policy, Vm, VmConfig};
+use shadow_mmu::{AccessFlags, AccessKind, Gpa, Gva, MemoryRegion, Op, OpKind, Outcome, Policy, Vm, VmConfig};
 
 const KERNEL: u64 = 0x10_0000;
 const USER: u64 = 0x10_8000;
@@ -13,7 +13,8 @@ const SWITCHES: u64 = 10_000;
 const ROUNDS: u64 = 9;
 
 fn vm(policy: Policy) -> Vm {
-    let vm = Vm::new(VmConfig { slots: vec![(Gpa::new(0), 4 << 20)], policy, ..VmConfig::default() }).unwrap();
+    let vm = Vm::new(VmConfig { slots: vec![MemoryRegion::ram(Gpa::new(0), 4 << 20)], policy, ..VmConfig::default() })
+        .unwrap();
     for root in [KERNEL, USER] {
         for level in 0..4 {
             let entry = (root + (level + 1) * 0x1000) | 0x67;

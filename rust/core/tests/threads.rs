@@ -6,8 +6,8 @@
 use std::thread;
 
 use shadow_mmu::{
-    AccessFlags, AccessKind, Control, Cpu, Gpa, Gva, LockKind, Op, OpKind, Outcome, Policy, RunOptions, Vm, VmConfig,
-    run,
+    AccessFlags, AccessKind, Control, Cpu, Gpa, Gva, LockKind, MemoryRegion, Op, OpKind, Outcome, Policy, RunOptions,
+    Vm, VmConfig, run,
 };
 use shadow_mmu_planted::apart;
 
@@ -55,7 +55,7 @@ fn peek(vm: &Vm, gpa: u64) -> u64 {
 }
 
 fn machine((policy, lock): (Policy, LockKind), tlb_entries: usize) -> Vm {
-    let slots = vec![(Gpa::new(0), 16 << 20)];
+    let slots = vec![MemoryRegion::ram(Gpa::new(0), 16 << 20)];
     let vm = Vm::new(VmConfig { slots, vcpus: VCPUS, policy, lock, tlb_entries, ..VmConfig::default() }).unwrap();
     let [pointers, directory, second] = [0x10_2000, 0x10_3000, 0x10_5000];
     for root in ROOTS {
@@ -268,7 +268,7 @@ fn e016_a_memslot_that_is_added_while_vcpus_run_is_there_for_all_of_them() {
         let (page, late) = (7, 64 << 20);
         poke(&vm, TABLE + page * 8, late | USED);
         thread::scope(|scope| {
-            let host = scope.spawn(|| vm.add_memslot(Gpa::new(late), 1 << 20).unwrap());
+            let host = scope.spawn(|| vm.add_memslot(MemoryRegion::ram(Gpa::new(late), 1 << 20)).unwrap());
             on_every_vcpu(&vm, |index, cpu| {
                 let gva = Gva::new(PAGES + (page << 12));
                 loop {

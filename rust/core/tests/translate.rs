@@ -1,7 +1,8 @@
 //! Looks at translations: together and one at a time they come to the same in every mode, and they change nothing.
 
 use shadow_mmu::{
-    AccessFlags, AccessKind, Cpu, Error, Gpa, Gva, Op, OpKind, Outcome, TranslateError, Translation, Vm, VmConfig,
+    AccessFlags, AccessKind, Cpu, Error, Gpa, Gva, MemoryRegion, Op, OpKind, Outcome, TranslateError, Translation, Vm,
+    VmConfig,
 };
 
 const PAGES: u64 = 64;
@@ -19,7 +20,7 @@ const MODES: [[u64; 3]; 6] = [
 /// Pages full of entries that lead to each other, a few of them not present, reserved, large, read-only, of the supervisor.
 fn machine(random: &mut fastrand::Rng, words: u64) -> Vm {
     // Two memslots: the tables of a walk are in both.
-    let slots = [0, PAGES / 2].map(|page| (Gpa::new(page << 12), PAGES << 11)).to_vec();
+    let slots = [0, PAGES / 2].map(|page| MemoryRegion::ram(Gpa::new(page << 12), PAGES << 11)).to_vec();
     let vm = Vm::new(VmConfig { slots, ..VmConfig::default() }).unwrap();
     for page in 1..PAGES {
         let mut bytes = Vec::new();

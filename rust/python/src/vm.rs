@@ -9,8 +9,8 @@ use pyo3::{
     types::{PyBytes, PyDict},
 };
 use shadow_mmu::{
-    Control, Gpa, Gva, Op, OpKind, ReplayMode, ReplayOptions, RunOptions, Vm as CoreVm, VmConfig, memory::Memslot,
-    op::OutcomeRecord,
+    Control, Gpa, Gva, MemoryRegion, Op, OpKind, ReplayMode, ReplayOptions, RunOptions, Vm as CoreVm, VmConfig,
+    memory::Memslot, op::OutcomeRecord,
 };
 
 use crate::{
@@ -48,7 +48,7 @@ impl Vm {
     )]
     fn new(
         py: Python<'_>,
-        slots: Vec<(Word, Word)>,
+        slots: Vec<(Word, Word, bool)>,
         vcpus: Word,
         policy: &str,
         tlb_entries: Word,
@@ -66,7 +66,7 @@ impl Vm {
     ) -> PyResult<Self> {
         let refuse = |error| errors::from_core(py, &error);
         let config = VmConfig {
-            slots: slots.iter().map(|&(gpa, bytes)| (Gpa::new(gpa.0), bytes.0)).collect(),
+            slots: slots.iter().map(|&(gpa, bytes, read_only)| region(gpa, bytes, read_only)).collect(),
             // Saturating keeps a value that is out of range out of range: the core says what it accepts.
             vcpus: usize::try_from(vcpus.0).unwrap_or(usize::MAX),
             policy: policy.parse().map_err(refuse)?,
@@ -130,9 +130,9 @@ impl Vm {
     }
 
     /// Add a memslot.
-    #[pyo3(signature = (gpa, length, /))]
-    fn add_memslot(&self, py: Python<'_>, gpa: Word, length: Word) -> PyResult<()> {
-        self.machine.detached(py, |vm| vm.add_memslot(Gpa::new(gpa.0), length.0))
+    #[pyo3(signature = (gpa, length, read_only=false, /))]
+    fn add_memslot(&self, py: Python<'_>, gpa: Word, length: Word, read_only: bool) -> PyResult<()> {
+        self.machine.detached(py, |vm| vm.add_memslot(region(gpa, length, read_only)))
     }
 
     /// Run one operation record (32 bytes): (outcome code, value or address or gpa, error code).
@@ -298,6 +298,11 @@ impl Vm {
     fn __repr__(&self) -> String {
         format!("<_native.Vm with {} vCPUs>", self.vcpus.len())
     }
+}
+
+/// A memslot as Python asks for it.
+const fn region(gpa: Word, bytes: Word, read_only: bool) -> MemoryRegion {
+    MemoryRegion { gpa: Gpa::new(gpa.0), bytes: bytes.0, read_only }
 }
 
 /// Whether an audit may take longer than Ctrl-C may wait.

@@ -8,6 +8,7 @@ use shadow_mmu_sys::{hint, mem};
 
 use crate::{
     addr::{Gfn, Gpa, PAGE_SIZE},
+    config::MemoryRegion,
     error::{Error, Result},
     sync::{AtomicU32, AtomicU64, Ordering},
 };
@@ -21,6 +22,7 @@ pub struct Memslot {
     index: usize,
     base: Gfn,
     pages: u64,
+    read_only: bool,
     words: Box<[AtomicU64]>,
     /// Valid shadow pages above level 1 of each frame. Written under the `mmu_lock`, read by anyone as a hint.
     write_track: Box<[AtomicU32]>,
@@ -28,13 +30,15 @@ pub struct Memslot {
 
 impl fmt::Debug for Memslot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Memslot({} pages at {})", self.pages, self.base.gpa())
+        let kind = if self.read_only { ", read-only" } else { "" };
+        write!(f, "Memslot({} pages at {}{kind})", self.pages, self.base.gpa())
     }
 }
 
 impl Memslot {
     /// A zeroed slot, whose memory costs nothing until it is touched.
-    pub(super) fn new(index: usize, base: Gfn, pages: u64) -> Result<Self> {
+    pub(super) fn new(index: usize, region: MemoryRegion) -> Result<Self> {
+        let (base, pages, read_only) = (region.gpa.gfn(), region.bytes / PAGE_SIZE, region.read_only);
         let oom = || Error::OutOfMemory { what: "guest memory", bytes: pages.saturating_mul(PAGE_SIZE) };
         let count = usize::try_from(pages).map_err(|_| oom())?;
         let words = mem::zeroed_words(count.checked_mul(512).ok_or_else(oom)?).map_err(|_| oom())?;
@@ -42,7 +46,7 @@ impl Memslot {
             hint::huge_pages(&words);
         }
         let write_track = mem::zeroed_u32(count).map_err(|_| oom())?;
-        Ok(Self { index, base, pages, words, write_track })
+        Ok(Self { index, base, pages, read_only, words, write_track })
     }
 
     /// Position among the slots.
@@ -63,6 +67,12 @@ impl Memslot {
     /// The frame number after the last.
     pub const fn end(&self) -> u64 {
         self.base.get() + self.pages
+    }
+
+    /// Whether the guest may not write it (E107).
+    #[inline]
+    pub const fn is_read_only(&self) -> bool {
+        self.read_only
     }
 
     /// Whether the slot has this frame.

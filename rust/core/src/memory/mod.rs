@@ -11,9 +11,9 @@ use shadow_mmu_sys::hint;
 pub use self::memslot::Memslot;
 use crate::{
     addr::{ENTRIES, Gfn, Gpa, PAGE_SIZE},
-    config::MAX_GPA,
+    config::{MAX_GPA, MemoryRegion},
     error::{Error, Result},
-    paging::{FrameMemory, TableMemory},
+    paging::{FrameMemory, TableMemory, Update},
     sync::{AtomicU64, Ordering},
 };
 
@@ -32,31 +32,24 @@ impl GuestMemory {
     ///
     /// # Errors
     /// As [`add`](Self::add); [`Error::Config`] for no slot at all.
-    pub(crate) fn new(slots: &[(Gpa, u64)], maxphyaddr: u8) -> Result<Self> {
+    pub(crate) fn new(slots: &[MemoryRegion], maxphyaddr: u8) -> Result<Self> {
         if slots.is_empty() {
             return Err(Error::Config { what: "slots", got: "none".into(), expected: "at least one memslot".into() });
         }
         let memory =
             Self { slots: (0..MAX_SLOTS).map(|_| OnceLock::new()).collect(), limit: MAX_GPA.min(1 << maxphyaddr) };
-        for &(gpa, bytes) in slots {
-            memory.check(gpa, bytes)?;
+        for region in slots {
+            memory.check(*region)?;
         }
-        for &(gpa, bytes) in slots {
-            memory.add(gpa, bytes)?;
+        for region in slots {
+            memory.add(*region)?;
         }
         Ok(memory)
     }
 
     /// Checks that a slot is page aligned, not empty, and below the limit.
-    pub(crate) fn check(&self, gpa: Gpa, bytes: u64) -> Result<()> {
-        let bad = |expected: String| Err(Error::Memslot { gpa, bytes, expected });
-        if bytes == 0 || !gpa.get().is_multiple_of(PAGE_SIZE) || !bytes.is_multiple_of(PAGE_SIZE) {
-            return bad("a page-aligned start and a positive number of whole pages".into());
-        }
-        match gpa.get().checked_add(bytes) {
-            Some(end) if end <= self.limit => Ok(()),
-            _ => bad(format!("an end at or below {:#x}", self.limit)),
-        }
+    pub(crate) fn check(&self, region: MemoryRegion) -> Result<()> {
+        region.check(self.limit)
     }
 
     /// Adds a slot and returns its index. Its memory reads as zero.
@@ -64,16 +57,15 @@ impl GuestMemory {
     /// # Errors
     /// [`Error::Memslot`] for a misaligned, empty, too high or overlapping slot or the 513th one;
     /// [`Error::OutOfMemory`]. Nothing is changed then.
-    pub(crate) fn add(&self, gpa: Gpa, bytes: u64) -> Result<usize> {
-        self.check(gpa, bytes)?;
-        let first = gpa.gfn().get();
-        let pages = bytes / PAGE_SIZE;
+    pub(crate) fn add(&self, region: MemoryRegion) -> Result<usize> {
+        self.check(region)?;
+        let first = region.gpa.gfn().get();
+        let pages = region.bytes / PAGE_SIZE;
         if let Some(other) = self.iter().find(|slot| slot.overlaps(first, pages)) {
-            let expected = format!("no overlap with the slot at {}", other.base().gpa());
-            return Err(Error::Memslot { gpa, bytes, expected });
+            return Err(region.refused(format!("no overlap with the slot at {}", other.base().gpa())));
         }
         let index = self.iter().count();
-        let slot = Memslot::new(index, gpa.gfn(), pages)?;
+        let slot = Memslot::new(index, region)?;
         match self.slots.get(index).map(|place| place.set(slot)) {
             Some(Ok(())) => Ok(index),
             _ => Err(Error::Config {
@@ -105,6 +97,23 @@ impl GuestMemory {
     #[inline]
     pub(crate) fn word(&self, gpa: Gpa) -> Option<&AtomicU64> {
         self.slot(gpa.gfn()).map(|slot| slot.word(gpa))
+    }
+
+    /// The word of an entry whose A and D may be set; what becomes of them otherwise. Slots are never removed, so that the table of
+    /// a walk is always in one.
+    #[inline]
+    fn updatable(&self, gpa: Gpa) -> core::result::Result<&AtomicU64, Update> {
+        match self.slot(gpa.gfn()) {
+            Some(slot) if slot.is_read_only() => Err(Update::ReadOnly),
+            Some(slot) => Ok(slot.word(gpa)),
+            None => Err(Update::Changed),
+        }
+    }
+
+    /// Whether the guest may not write `gfn`; false where no slot has it.
+    #[inline]
+    pub(crate) fn is_read_only(&self, gfn: Gfn) -> bool {
+        self.slot(gfn).is_some_and(Memslot::is_read_only)
     }
 
     /// Whether all of `len` bytes from `gpa` are in slots.
@@ -242,11 +251,11 @@ impl<'m> TableMemory for Near<'m> {
     }
 
     #[inline(never)]
-    fn update_entry(&self, gpa: Gpa, old: u64, new: u64) -> bool {
+    fn update_entry(&self, gpa: Gpa, old: u64, new: u64) -> Update {
         self.memory.update_entry(gpa, old, new)
     }
 
-    fn update_half(&self, gpa: Gpa, old: u32, new: u32) -> bool {
+    fn update_half(&self, gpa: Gpa, old: u32, new: u32) -> Update {
         self.memory.update_half(gpa, old, new)
     }
 }
@@ -297,13 +306,23 @@ impl TableMemory for GuestMemory {
     }
 
     #[inline]
-    fn update_entry(&self, gpa: Gpa, old: u64, new: u64) -> bool {
+    fn update_entry(&self, gpa: Gpa, old: u64, new: u64) -> Update {
+        let word = match self.updatable(gpa) {
+            Ok(word) => word,
+            Err(refused) => return refused,
+        };
         // ORDERING(guest-tso): A/D updates are locked operations on the hardware (E105).
-        self.word(gpa).is_some_and(|word| word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok())
+        match word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => Update::Done,
+            Err(_) => Update::Changed,
+        }
     }
 
-    fn update_half(&self, gpa: Gpa, old: u32, new: u32) -> bool {
-        let Some(word) = self.word(gpa) else { return false };
+    fn update_half(&self, gpa: Gpa, old: u32, new: u32) -> Update {
+        let word = match self.updatable(gpa) {
+            Ok(word) => word,
+            Err(refused) => return refused,
+        };
         let shift = (gpa.get() & 4) * 8;
         // ORDERING(guest-tso): only the value to compare with; the exchange below carries the order.
         let mut seen = word.load(Ordering::Relaxed);
@@ -311,11 +330,11 @@ impl TableMemory for GuestMemory {
             let wanted = seen & !(0xffff_ffff << shift) | u64::from(new) << shift;
             // ORDERING(guest-tso): as `update_entry`; a change of the other half is no reason to fail.
             match word.compare_exchange_weak(seen, wanted, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return true,
+                Ok(_) => return Update::Done,
                 Err(now) => seen = now,
             }
         }
-        false
+        Update::Changed
     }
 }
 
@@ -324,7 +343,8 @@ mod tests {
     use super::*;
 
     fn memory() -> GuestMemory {
-        GuestMemory::new(&[(Gpa::new(0), 0x4000), (Gpa::new(0x10000), 0x1000)], 46).unwrap()
+        GuestMemory::new(&[MemoryRegion::ram(Gpa::new(0), 0x4000), MemoryRegion::rom(Gpa::new(0x10000), 0x1000)], 46)
+            .unwrap()
     }
 
     #[test]
@@ -364,7 +384,10 @@ mod tests {
         for (gpa, bytes) in
             [(1, 0x1000), (0x20000, 0), (0x20000, 7), (0x3000, 0x1000), (1 << 46, 0x1000), (u64::MAX - 0xfff, 0x2000)]
         {
-            assert!(matches!(memory.add(Gpa::new(gpa), bytes), Err(Error::Memslot { .. })), "{gpa:#x}");
+            assert!(
+                matches!(memory.add(MemoryRegion::ram(Gpa::new(gpa), bytes)), Err(Error::Memslot { .. })),
+                "{gpa:#x}"
+            );
         }
         assert_eq!(memory.iter().count(), 2);
         assert!(GuestMemory::new(&[], 46).is_err());

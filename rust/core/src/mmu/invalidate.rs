@@ -1,6 +1,9 @@
 //! INVLPG on shadow tables, by the modern rule and by that of 4.19 to 6.3 (A.6, E063).
 
-use super::{MmuLocked, set_spte::Maker};
+use super::{
+    MmuLocked,
+    set_spte::{Leaf, Maker},
+};
 use crate::{
     addr::{Gva, SpId, SpteRef},
     config::Mutant,
@@ -66,7 +69,9 @@ impl MmuLocked<'_> {
         if self.zap_spte(at) {
             self.shared.flush_remote(self.cx);
         }
-        if let Some(leaf) = self.guest_leaf(at, Mutant::None).filter(|leaf| self.shared.is_visible(leaf.gfn)) {
+        // What is fetched ahead must be writable for the host, as `gfn_to_pfn_memslot_atomic` asks: nothing of a read-only slot is.
+        let is_writable = |leaf: &Leaf| self.shared.memory.slot(leaf.gfn).is_some_and(|slot| !slot.is_read_only());
+        if let Some(leaf) = self.guest_leaf(at, Mutant::None).filter(is_writable) {
             self.set_spte(at, leaf, Maker::Prefetch);
         }
     }

@@ -85,8 +85,13 @@ impl MmuLocked<'_> {
     pub(crate) fn make_spte(&mut self, leaf: Leaf, old: Spte, maker: Maker) -> Made {
         let Leaf { gfn, access, key } = leaf;
         let young = if maker == Maker::Prefetch { Young::Idle } else { Young::Accessed };
-        let spte = Spte::leaf(self.pfn_of(gfn, maker), access, young).with_key(key);
-        if !access.contains(Access::WRITE) {
+        let mut spte = Spte::leaf(self.pfn_of(gfn, maker), access, young).with_key(key);
+        // What no entry ever lets the guest write needs no tracking either: its tables never go unsync (E107).
+        let read_only = self.shared.memory.is_read_only(gfn);
+        if read_only {
+            spte = spte.host_read_only();
+        }
+        if read_only || !access.contains(Access::WRITE) {
             return Made { spte, permit: None, refused: false };
         }
         // An entry that is writable already needs no lookup: its pages are unsync or not shadowed.

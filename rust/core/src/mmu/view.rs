@@ -97,7 +97,11 @@ impl MmuView<'_> {
     fn is_leaf_of(&self, at: SpteRef, walk: &GuestWalk) -> bool {
         let (gfn, access) = (walk.gfn, walk.access);
         let made = Spte::leaf(gfn.pfn(), access, Young::Accessed).with_key(walk.key);
-        let made = if access.contains(Access::WRITE) { made.writable() } else { made };
+        let made = match (self.shared.memory.is_read_only(gfn), access.contains(Access::WRITE)) {
+            (true, _) => made.host_read_only(),
+            (false, true) => made.writable(),
+            (false, false) => made,
+        };
         let page = self.state.pages.page(at.sp);
         self.spte(at) == made && page.entry_gfn(at.at()) == gfn && page.entry_access(at.at()) == access
     }

@@ -2,6 +2,17 @@
 
 use crate::addr::{Gfn, Gpa, Gva, Level, PHYS_MASK};
 
+/// What became of the A and D bits that a walk wants in an entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Update {
+    /// They are set.
+    Done,
+    /// The entry no longer held what the walk read.
+    Changed,
+    /// The guest may not write the table: its entry stays as it is, and the walk goes on (E107).
+    ReadOnly,
+}
+
 /// Where guest tables live.
 pub(crate) trait TableMemory {
     /// The place of an entry, known before it is read.
@@ -16,10 +27,10 @@ pub(crate) trait TableMemory {
     /// Says that the word is about to be read: a hint.
     #[inline]
     fn prefetch(_: Self::Place<'_>) {}
-    /// Replaces the 8-byte entry by compare-and-exchange; false if it no longer held `old`.
-    fn update_entry(&self, gpa: Gpa, old: u64, new: u64) -> bool;
+    /// Replaces the 8-byte entry by compare-and-exchange.
+    fn update_entry(&self, gpa: Gpa, old: u64, new: u64) -> Update;
     /// As [`update_entry`](Self::update_entry) for 4 bytes; the entry beside it may change meanwhile.
-    fn update_half(&self, gpa: Gpa, old: u32, new: u32) -> bool;
+    fn update_half(&self, gpa: Gpa, old: u32, new: u32) -> Update;
 
     /// Reads the 8-byte entry at `gpa`.
     #[inline]
@@ -53,7 +64,7 @@ pub(crate) trait EntryFormat {
     /// The entry at `gpa` in the word that contains it.
     fn of_word(word: u64, gpa: Gpa) -> u64;
     /// Replaces an entry.
-    fn update(memory: &impl TableMemory, gpa: Gpa, old: u64, new: u64) -> bool;
+    fn update(memory: &impl TableMemory, gpa: Gpa, old: u64, new: u64) -> Update;
     /// Frame bits of a large entry that do not stand where an address stands.
     fn odd_frame_bits(pte: u64) -> u64;
 
@@ -94,7 +105,7 @@ impl EntryFormat for Pte64 {
     }
 
     #[inline]
-    fn update(memory: &impl TableMemory, gpa: Gpa, old: u64, new: u64) -> bool {
+    fn update(memory: &impl TableMemory, gpa: Gpa, old: u64, new: u64) -> Update {
         memory.update_entry(gpa, old, new)
     }
 
@@ -117,7 +128,7 @@ impl EntryFormat for Pte32 {
     }
 
     #[inline]
-    fn update(memory: &impl TableMemory, gpa: Gpa, old: u64, new: u64) -> bool {
+    fn update(memory: &impl TableMemory, gpa: Gpa, old: u64, new: u64) -> Update {
         memory.update_half(gpa, old as u32, new as u32)
     }
 

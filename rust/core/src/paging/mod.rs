@@ -13,7 +13,7 @@ mod step;
 mod walk;
 
 pub(crate) use self::{
-    format::{FrameMemory, TableMemory},
+    format::{FrameMemory, TableMemory, Update},
     look::Look,
     permission::{LeafDemand, LeafDemands, PermissionRules},
     reserved::ReservedBits,

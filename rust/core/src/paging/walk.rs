@@ -2,7 +2,7 @@
 
 use super::{
     PTE_ACCESSED, PTE_DIRTY,
-    format::{EntryFormat, Pte32, Pte64, TableMemory},
+    format::{EntryFormat, Pte32, Pte64, TableMemory, Update},
     step::{Asked, Rights, Step, WalkContext, step},
 };
 use crate::{
@@ -181,7 +181,7 @@ pub(super) fn descend<F: EntryFormat>(
     }
 }
 
-/// Steps 9 and 10: sets A at every level and D at a written leaf; false if an entry had changed.
+/// Steps 9 and 10: sets A at every level and D at a written leaf, but in read-only tables (E107); false if an entry had changed.
 #[inline]
 fn update_accessed_dirty<F: EntryFormat>(
     memory: &impl TableMemory,
@@ -197,18 +197,19 @@ fn update_accessed_dirty<F: EntryFormat>(
         let want = PTE_ACCESSED | if at_leaf && kind.is_write() { PTE_DIRTY } else { 0 };
         if old & want != want {
             let new = old | want;
-            if !F::update(memory, F::entry_gpa(walk.table_gfn[level.at()], level, gva), old, new) {
-                return false;
+            match F::update(memory, F::entry_gpa(walk.table_gfn[level.at()], level, gva), old, new) {
+                Update::Done => walk.pte[level.at()] = new,
+                Update::Changed => return false,
+                Update::ReadOnly => {}
             }
-            walk.pte[level.at()] = new;
         }
         if at_leaf {
             break;
         }
         level = level.down();
     }
-    // The first write must fault so that D can be set (step 9).
-    if walk.pte[level.at()] & PTE_DIRTY == 0 && !context.keep_write_when_clean {
+    // The first write must fault so that D can be set (step 9). The D of a write may be clear still, in a read-only table.
+    if walk.pte[level.at()] & PTE_DIRTY == 0 && !kind.is_write() && !context.keep_write_when_clean {
         walk.access.remove(Access::WRITE);
     }
     true

@@ -111,9 +111,9 @@ pub fn bytes_needed(vcpus: usize) -> u64 {
 /// longer than the configuration's patience; [`Error::Panic`], [`Error::Broken`], and what the machine itself refuses.
 ///
 /// ```
-/// use shadow_mmu::{Control, Gpa, Vm, VmConfig, stress::{self, Limit, StressConfig}};
+/// use shadow_mmu::{Control, Gpa, MemoryRegion, Vm, VmConfig, stress::{self, Limit, StressConfig}};
 ///
-/// let slots = vec![(Gpa::new(0), stress::bytes_needed(2))];
+/// let slots = vec![MemoryRegion::ram(Gpa::new(0), stress::bytes_needed(2))];
 /// let vm = Vm::new(VmConfig { slots, vcpus: 2, ..VmConfig::default() })?;
 /// let config = StressConfig { limit: Limit::Steps(500), ..StressConfig::default() };
 /// let report = stress::stress(&vm, &config, &Control::new())?;
@@ -194,9 +194,14 @@ fn stress_with(vm: &Vm, config: &StressConfig, control: &Control, rig: &impl Rig
     let [slot] = slots[..] else {
         return Err(Error::Config { what: "memslots", got: slots.len().to_string(), expected: "one, at gpa 0".into() });
     };
-    if slot.base().get() != 0 {
-        let got = format!("one at {}", slot.base().gpa());
-        return Err(Error::Config { what: "memslots", got, expected: "one, at gpa 0".into() });
+    if slot.base().get() != 0 || slot.is_read_only() {
+        let kind = if slot.is_read_only() { " read-only" } else { "" };
+        let got = format!("one{kind} at {}", slot.base().gpa());
+        return Err(Error::Config {
+            what: "memslots",
+            got,
+            expected: "one, at gpa 0, that the guest may write".into(),
+        });
     }
     let (guest, memory) = Guest::new(vm.config().vcpus, slot.pages() * PAGE_SIZE)?;
     let clock = Clock::new(guest.vcpus);

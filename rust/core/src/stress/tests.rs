@@ -1,10 +1,12 @@
 use std::time::{Duration, Instant};
 
 use super::{guest::ALIAS, *};
-use crate::{Gpa, Gva, Host, MmuKind, Policy, VmConfig, access::AccessFlags, op::Outcome, stats::LockReason};
+use crate::{
+    Gpa, Gva, Host, MemoryRegion, MmuKind, Policy, VmConfig, access::AccessFlags, op::Outcome, stats::LockReason,
+};
 
 fn machine(vcpus: usize, policy: Policy) -> Vm {
-    let slots = vec![(Gpa::new(0), bytes_needed(vcpus))];
+    let slots = vec![MemoryRegion::ram(Gpa::new(0), bytes_needed(vcpus))];
     Vm::new(VmConfig { slots, vcpus, policy, ..VmConfig::default() }).unwrap()
 }
 
@@ -47,7 +49,7 @@ fn d5_every_outcome_is_right_in_turns_under_every_policy() {
 #[test]
 fn e044_every_outcome_is_right_in_turns_in_two_dimensions() {
     for policy in [Policy::Locked, Policy::Seed, Policy::Lru(0), Policy::Lru(3)] {
-        let slots = vec![(Gpa::new(0), bytes_needed(3))];
+        let slots = vec![MemoryRegion::ram(Gpa::new(0), bytes_needed(3))];
         let vm = Vm::new(VmConfig { slots, vcpus: 3, policy, mmu: MmuKind::Tdp, ..VmConfig::default() }).unwrap();
         let report = stress(&vm, &turns(7), &Control::new()).unwrap();
         assert!(report.ok(), "{policy}: {:#?}", report.findings);
@@ -66,14 +68,18 @@ fn a_run_in_turns_is_a_function_of_its_seed() {
 
 #[test]
 fn a_machine_of_the_wrong_shape_is_refused() {
-    let refused = |slots: Vec<(u64, u64)>, config: &StressConfig| {
-        let slots = slots.into_iter().map(|(gpa, bytes)| (Gpa::new(gpa), bytes)).collect();
+    let refused_slots = |slots: Vec<MemoryRegion>, config: &StressConfig| {
         let vm = Vm::new(VmConfig { slots, vcpus: 2, ..VmConfig::default() }).unwrap();
         stress(&vm, config, &Control::new()).unwrap_err().to_string()
+    };
+    let refused = |slots: Vec<(u64, u64)>, config: &StressConfig| {
+        refused_slots(slots.into_iter().map(|(gpa, bytes)| MemoryRegion::ram(Gpa::new(gpa), bytes)).collect(), config)
     };
     let enough = bytes_needed(2);
     assert!(refused(vec![(0, enough), (1 << 30, 4096)], &steps(0, 1)).contains("one, at gpa 0"));
     assert!(refused(vec![(4096, enough)], &steps(0, 1)).contains("one, at gpa 0"));
+    let rom = refused_slots(vec![MemoryRegion::rom(Gpa::new(0), enough)], &steps(0, 1));
+    assert!(rom.contains("read-only"), "{rom}");
     assert!(refused(vec![(0, 1 << 20)], &steps(0, 1)).contains("at most 0 with 1048576 bytes"));
     let timed = StressConfig { limit: Limit::Seconds(1.0), ..turns(0) };
     assert!(refused(vec![(0, enough)], &timed).contains("steps"));
@@ -136,7 +142,7 @@ fn a_vcpu_that_stops_is_reported_with_what_everybody_is_at() {
 
 #[test]
 fn a_lock_that_is_kept_is_reported_with_holder_and_waiter_and_the_run_ends_when_it_is_released() {
-    let slots = vec![(Gpa::new(0), bytes_needed(2))];
+    let slots = vec![MemoryRegion::ram(Gpa::new(0), bytes_needed(2))];
     let vm = Vm::new(VmConfig { slots, vcpus: 2, lock_watch: true, ..VmConfig::default() }).unwrap();
     let keep = |vcpu: usize, floor: &threads::Floor<'_>| {
         if vcpu == 0 && floor.clock.steps(0).0 > 500 && !floor.is_over() {
@@ -199,7 +205,7 @@ fn the_windows_reach_all_of_memory() {
 
 #[test]
 fn e043_a_host_of_32_bits_is_refused_before_anything_is_run() {
-    let slots = vec![(Gpa::new(0), bytes_needed(2))];
+    let slots = vec![MemoryRegion::ram(Gpa::new(0), bytes_needed(2))];
     let vm = Vm::new(VmConfig { slots, vcpus: 2, host: Host::Pae, ..VmConfig::default() }).unwrap();
     let error = stress(&vm, &turns(1), &Control::new()).map(|_| ()).map_err(|error| error.to_string());
     assert!(error.is_err_and(|said| said.contains("without long mode") && said.contains("four levels")));

@@ -148,7 +148,7 @@ impl Vcpu {
             let handled = match inside {
                 Inside::Done(outcome) => return Ok(outcome),
                 Inside::Fault { present } => self.handle_page_fault(shared, gva, kind, flags, present)?,
-                Inside::Violation(violation) => self.handle_violation(shared, violation, gva, kind)?,
+                Inside::Violation(violation) => self.handle_violation(shared, violation, gva, kind, flags)?,
             };
             match handled {
                 Handled::Retry => {
@@ -158,7 +158,7 @@ impl Vcpu {
                         yield_now();
                     }
                 }
-                Handled::Emulate(gpa) => return Ok(self.emulate_write(shared, gpa, action)),
+                Handled::Emulate(gpa) => return Ok(self.emulate(shared, gpa, kind, action)),
                 Handled::Mmio(gpa) => return Ok(Outcome::Mmio(gpa)),
                 Handled::Guest(fault) => return Ok(Outcome::PageFault { address: gva, code: fault.code }),
             }

@@ -1,7 +1,8 @@
-//! Emulated writes to write-protected guest tables (C.6).
+//! Accesses that the hypervisor makes for the guest (C.6).
 
 use super::{Vcpu, access::Action};
 use crate::{
+    access::AccessKind,
     addr::Gpa,
     mmu::{Shared, Stored, TableWrite},
     op::Outcome,
@@ -9,8 +10,23 @@ use crate::{
 };
 
 impl Vcpu {
+    /// Loads or stores for the guest. What no memslot has, and writes to what the guest may not write (E107), go to the device
+    /// model.
+    pub(crate) fn emulate(&mut self, shared: &Shared, gpa: Gpa, kind: AccessKind, action: Action) -> Outcome {
+        let slot = shared.memory.slot(gpa.gfn());
+        if slot.is_none_or(|slot| kind.is_write() && slot.is_read_only()) {
+            self.cx.stats.counters.mmio_exits += 1;
+            return Outcome::Mmio(gpa);
+        }
+        match action {
+            Action::Load(size) => Outcome::Ok(shared.memory.load(gpa, size).unwrap_or(u64::MAX)),
+            Action::Translate if !kind.is_write() => Outcome::Ok(gpa.get()),
+            Action::Translate | Action::Store { .. } => self.emulate_write(shared, gpa, action),
+        }
+    }
+
     /// Stores for the guest and tells the MMU. A write access that stores nothing still counts for flooding.
-    pub(crate) fn emulate_write(&mut self, shared: &Shared, gpa: Gpa, action: Action) -> Outcome {
+    fn emulate_write(&mut self, shared: &Shared, gpa: Gpa, action: Action) -> Outcome {
         let stored = match action {
             Action::Store { value, size } => {
                 shared.memory.store(gpa, value, size);

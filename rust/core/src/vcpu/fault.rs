@@ -19,7 +19,7 @@ use crate::{
 pub(crate) enum Handled {
     /// Try it again.
     Retry,
-    /// Do it by emulation: the frame is a write-protected table.
+    /// Do it by emulation: the frame is a write-protected table, or the hardware may not set A and D on the way there.
     Emulate(Gpa),
     /// It leaves for the device model.
     Mmio(Gpa),
@@ -56,6 +56,11 @@ impl Vcpu {
             self.clear_flooding_on_path(shared, gva);
             self.cx.stats.counters.pf_emulate += 1;
             return Ok(Handled::Emulate(gpa));
+        }
+        if kind.is_write() && slot.is_read_only() {
+            // KVM: `KVM_PFN_ERR_RO_FAULT`, before the lock; the page's reads stay mapped (E107).
+            self.cx.stats.counters.mmio_exits += 1;
+            return Ok(Handled::Mmio(gpa));
         }
         if must_emulate(&found, rules, kind, flags) {
             self.cx.stats.counters.pf_emulate += 1;
@@ -171,7 +176,7 @@ mod tests {
     use super::*;
     use crate::{
         addr::{Gfn, Level, SpId},
-        config::{LockKind, Policy, VmConfig},
+        config::{LockKind, MemoryRegion, Policy, VmConfig},
         mmu::MmuCx,
         op::Outcome,
         vcpu::access::Action,
@@ -183,8 +188,12 @@ mod tests {
 
     /// PML4 at 0x1000, three tables below it, one page, which the vCPU has read.
     fn machine(lock: LockKind, leaf: u64) -> (Shared, Vcpu) {
-        let config =
-            VmConfig { slots: vec![(Gpa::new(0), 1 << 20)], policy: Policy::Locked, lock, ..VmConfig::default() };
+        let config = VmConfig {
+            slots: vec![MemoryRegion::ram(Gpa::new(0), 1 << 20)],
+            policy: Policy::Locked,
+            lock,
+            ..VmConfig::default()
+        };
         let shared = Shared::new(config).unwrap();
         let mut host = MmuCx::new(None, &shared.config);
         for (table, entry) in [(0x1000, 0x2067), (0x2000, 0x3067), (0x3000, 0x4067), (0x4000, leaf)] {

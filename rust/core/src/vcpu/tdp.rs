@@ -19,7 +19,7 @@ use crate::{
     memory::GuestMemory,
     mmu::{GuestFault, Shared},
     op::Outcome,
-    paging::{GuestWalk, TableMemory, walk},
+    paging::{GuestWalk, TableMemory, Update, walk},
     regs::{CR0_WP, ControlRegs},
     role::PageRole,
     spte::Spte,
@@ -30,12 +30,23 @@ use crate::{
 /// Bits of a guest-physical address that the four levels of direct tables translate.
 pub(crate) const DIRECT_BITS: u32 = 48;
 
-/// A guest-physical address that the direct tables do not map. KVM: an EPT violation.
+/// A guest-physical address that the direct tables do not map, or not for writing. KVM: an EPT violation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Violation {
     gpa: Gpa,
-    /// An entry of a guest table is there; the guest's fault if the table is in no memslot. `None`: the page itself is.
-    table: Option<FaultCode>,
+    cause: Cause,
+}
+
+/// What the hardware wanted at the address of a violation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Cause {
+    /// The page that the access is for.
+    Page,
+    /// To read an entry of a guest table; the guest's fault if the table is in no memslot.
+    Table(FaultCode),
+    /// To set A or D in an entry of a guest table, which the guest may not write (E107). Such a change is a write like any other
+    /// (SDM vol. 3C, 30.3.3.2).
+    Mark,
 }
 
 /// Guest memory as the hardware's walk of the guest's tables sees it: through the direct tables.
@@ -44,11 +55,18 @@ struct Nested<'a> {
     root: Option<SpId>,
     /// The first address that was not mapped.
     missing: Cell<Option<Gpa>>,
+    /// The first entry in which A or D could not be set.
+    unmarked: Cell<Option<Gpa>>,
 }
 
-impl Nested<'_> {
-    /// The memory behind a guest-physical address. A direct leaf has all rights, and is accessed and dirty from the start.
-    fn translate(&self, gpa: Gpa) -> Option<Gpa> {
+impl<'a> Nested<'a> {
+    fn new(shared: &'a Shared, root: Option<SpId>) -> Self {
+        Self { shared, root, missing: Cell::new(None), unmarked: Cell::new(None) }
+    }
+
+    /// The direct leaf of a guest-physical address: all rights, but W only where the guest may write. It is accessed and dirty
+    /// from the start.
+    fn leaf(&self, gpa: Gpa) -> Option<Spte> {
         let leaf = self
             .root
             .filter(|_| gpa.get() >> DIRECT_BITS == 0)
@@ -56,7 +74,20 @@ impl Nested<'_> {
         if leaf.is_none() && self.missing.get().is_none() {
             self.missing.set(Some(gpa));
         }
-        leaf.map(|(_, spte)| Gpa::new(spte.pfn().gfn().gpa().get() | gpa.offset()))
+        leaf.map(|(_, spte)| spte)
+    }
+
+    /// The memory behind a guest-physical address.
+    fn translate(&self, gpa: Gpa) -> Option<Gpa> {
+        self.leaf(gpa).map(|spte| Gpa::new(spte.pfn().gfn().gpa().get() | gpa.offset()))
+    }
+
+    /// Notes an entry that may not be changed.
+    fn noting(&self, gpa: Gpa, update: Update) -> Update {
+        if update == Update::ReadOnly && self.unmarked.get().is_none() {
+            self.unmarked.set(Some(gpa));
+        }
+        update
     }
 }
 
@@ -74,12 +105,14 @@ impl TableMemory for Nested<'_> {
         <GuestMemory as TableMemory>::load(place)
     }
 
-    fn update_entry(&self, gpa: Gpa, old: u64, new: u64) -> bool {
-        self.translate(gpa).is_some_and(|gpa| self.shared.memory.update_entry(gpa, old, new))
+    fn update_entry(&self, gpa: Gpa, old: u64, new: u64) -> Update {
+        let update = |at| self.shared.memory.update_entry(at, old, new);
+        self.noting(gpa, self.translate(gpa).map_or(Update::Changed, update))
     }
 
-    fn update_half(&self, gpa: Gpa, old: u32, new: u32) -> bool {
-        self.translate(gpa).is_some_and(|gpa| self.shared.memory.update_half(gpa, old, new))
+    fn update_half(&self, gpa: Gpa, old: u32, new: u32) -> Update {
+        let update = |at| self.shared.memory.update_half(at, old, new);
+        self.noting(gpa, self.translate(gpa).map_or(Update::Changed, update))
     }
 }
 
@@ -96,25 +129,34 @@ impl Vcpu {
         action: Action,
     ) -> Inside {
         let Some(paging) = &self.cx.paging else { return Inside::Done(Outcome::TripleFault) };
-        let memory = Nested { shared, root: self.root().shadow_page(), missing: Cell::new(None) };
+        let memory = Nested::new(shared, self.root().shadow_page());
         let found =
             match walk(&memory, &shared.walk_context(paging), self.walk_start(paging.mode, gva), gva, kind, flags) {
                 Ok(found) => found,
                 Err(code) => {
                     return match memory.missing.get() {
-                        Some(gpa) => Inside::Violation(Violation { gpa, table: Some(code) }),
+                        Some(gpa) => Inside::Violation(Violation { gpa, cause: Cause::Table(code) }),
                         None => Inside::Done(Outcome::PageFault { address: gva, code }),
                     };
                 }
             };
+        if let Some(gpa) = memory.unmarked.get() {
+            return Inside::Violation(Violation { gpa, cause: Cause::Mark });
+        }
         let gpa = Gpa::new(found.gfn.gpa().get() | gva.offset());
-        let Some(reached) = memory.translate(gpa) else { return Inside::Violation(Violation { gpa, table: None }) };
-        let entry = Spte::combined(reached.gfn().pfn(), found.access, found.is_dirty()).with_key(found.key);
+        let denied = |leaf: &Spte| kind.is_write() && !leaf.is_writable();
+        let Some(leaf) = memory.leaf(gpa).filter(|leaf| !denied(leaf)) else {
+            return Inside::Violation(Violation { gpa, cause: Cause::Page });
+        };
+        // Without D no write hits, whatever CR0.WP lets a supervisor do: a page that the guest may not write has none (E107).
+        let dirty = found.is_dirty() && leaf.is_writable();
+        let entry = Spte::combined(leaf.pfn(), found.access, dirty).with_key(found.key);
         self.tlb.fill(gva.page(), entry.raw());
         Inside::Done(perform(shared, entry, gva, action))
     }
 
-    /// The exit of an address without a direct entry: one is made, under the lock, if there is memory behind it.
+    /// The exit of an address without a direct entry, or with one that may not be written: an entry is made, under the lock, if
+    /// there is memory behind it and that may be done.
     #[inline(never)]
     pub(super) fn handle_violation(
         &mut self,
@@ -122,21 +164,43 @@ impl Vcpu {
         violation: Violation,
         gva: Gva,
         kind: AccessKind,
+        flags: AccessFlags,
     ) -> Result<Handled> {
-        let Violation { gpa, table } = violation;
+        let Violation { gpa, cause } = violation;
         self.cx.stats.counters.pf_taken += 1;
-        if !shared.is_visible(gpa.gfn()) {
-            let Some(code) = table else {
+        let slot = shared.memory.slot(gpa.gfn());
+        match cause {
+            Cause::Page if slot.is_none_or(|slot| kind.is_write() && slot.is_read_only()) => {
                 self.cx.stats.counters.mmio_exits += 1;
                 return Ok(Handled::Mmio(gpa));
-            };
-            self.cx.stats.counters.pf_guest += 1;
-            self.tlb.drop_page(gva.page());
-            return Ok(Handled::Guest(GuestFault { code }));
+            }
+            Cause::Table(code) if slot.is_none() => return Ok(self.refuse(gva, code)),
+            Cause::Mark => return Ok(self.emulate_unmarked(shared, gva, kind, flags)),
+            Cause::Page | Cause::Table(_) => {}
         }
         let seems_mapped = self.seems_mapped_directly(shared, gpa);
         self.map(shared, &GuestWalk::direct(gpa), Gva::new(gpa.get()), kind.is_write(), seems_mapped)?;
         Ok(Handled::Retry)
+    }
+
+    fn refuse(&mut self, gva: Gva, code: FaultCode) -> Handled {
+        self.cx.stats.counters.pf_guest += 1;
+        self.tlb.drop_page(gva.page());
+        Handled::Guest(GuestFault { code })
+    }
+
+    /// The hardware gave up where it could set neither A nor D: the access is made for the guest, by a walk of the hypervisor's own,
+    /// which leaves both (E107). Nothing is kept of it, so that the next access exits as well.
+    fn emulate_unmarked(&mut self, shared: &Shared, gva: Gva, kind: AccessKind, flags: AccessFlags) -> Handled {
+        let Some(paging) = &self.cx.paging else { return Handled::Retry };
+        let (context, start) = (shared.walk_context(paging), self.walk_start(paging.mode, gva));
+        match walk(&shared.memory, &context, start, gva, kind, flags) {
+            Ok(found) => {
+                self.cx.stats.counters.pf_emulate += 1;
+                Handled::Emulate(Gpa::new(found.gfn.gpa().get() | gva.offset()))
+            }
+            Err(code) => self.refuse(gva, code),
+        }
     }
 
     /// Whether, under a lock that has readers, another vCPU seems to have made the entry meanwhile: a guess without the lock, in a
@@ -174,7 +238,7 @@ impl Vcpu {
 mod tests {
     use super::*;
     use crate::{
-        config::{LockKind, MmuKind, Policy, VmConfig},
+        config::{LockKind, MemoryRegion, MmuKind, Policy, VmConfig},
         mmu::MmuCx,
         op::Outcome,
     };
@@ -184,7 +248,7 @@ mod tests {
 
     /// PML4 at 0x1000, three tables below it, one page, which the vCPU has read.
     fn machine(lock: LockKind) -> (Shared, Vcpu) {
-        let slots = vec![(Gpa::new(0), 1 << 20)];
+        let slots = vec![MemoryRegion::ram(Gpa::new(0), 1 << 20)];
         let config = VmConfig { slots, policy: Policy::Locked, lock, mmu: MmuKind::Tdp, ..VmConfig::default() };
         let shared = Shared::new(config).unwrap();
         let mut host = MmuCx::new(None, &shared.config);
@@ -203,8 +267,9 @@ mod tests {
         for (_, lock) in LockKind::ALL {
             let (shared, mut vcpu) = machine(lock);
             let before = vcpu.statistics();
-            for table in [None, Some(FaultCode::USER)] {
-                let handled = vcpu.handle_violation(&shared, Violation { gpa: PAGE, table }, GVA, AccessKind::Read);
+            for cause in [Cause::Page, Cause::Table(FaultCode::USER)] {
+                let violation = Violation { gpa: PAGE, cause };
+                let handled = vcpu.handle_violation(&shared, violation, GVA, AccessKind::Read, AccessFlags::USER);
                 assert_eq!(handled, Ok(Handled::Retry));
             }
             let after = vcpu.statistics();
@@ -218,13 +283,14 @@ mod tests {
     #[test]
     fn e044_what_no_direct_entry_maps_is_told_by_its_first_address() {
         let (shared, vcpu) = machine(LockKind::Queued);
-        let memory = Nested { shared: &shared, root: vcpu.root().shadow_page(), missing: Cell::new(None) };
+        let memory = Nested::new(&shared, vcpu.root().shadow_page());
         assert_eq!(memory.translate(PAGE), Some(PAGE));
         assert_eq!(memory.read_entry(Gpa::new(0x4000)), Some(0x5067));
         for gpa in [0x9008, 0x8000, PAGE.get() | 1 << 48] {
             assert_eq!(memory.translate(Gpa::new(gpa)), None, "{gpa:#x}");
         }
         assert_eq!(memory.missing.get(), Some(Gpa::new(0x9008)));
-        assert!(!memory.update_entry(Gpa::new(0x9008), 0, 1) && !memory.update_half(Gpa::new(0x9008), 0, 1));
+        assert_eq!(memory.update_entry(Gpa::new(0x9008), 0, 1), Update::Changed);
+        assert_eq!(memory.update_half(Gpa::new(0x9008), 0, 1), Update::Changed);
     }
 }

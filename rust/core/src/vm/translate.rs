@@ -55,9 +55,9 @@ impl Cpu<'_> {
     /// What the access would raise.
     ///
     /// ```
-    /// use shadow_mmu::{AccessFlags, AccessKind, Gpa, Gva, TranslateError, Vm, VmConfig};
+    /// use shadow_mmu::{AccessFlags, AccessKind, Gpa, Gva, MemoryRegion, TranslateError, Vm, VmConfig};
     ///
-    /// let vm = Vm::new(VmConfig { slots: vec![(Gpa::new(0), 1 << 20)], ..VmConfig::default() })?;
+    /// let vm = Vm::new(VmConfig { slots: vec![MemoryRegion::ram(Gpa::new(0), 1 << 20)], ..VmConfig::default() })?;
     /// // CR3 is 0: four tables that lead to each other, and a page that no memslot has.
     /// for (table, entry) in [(0, 0x1007_u64), (0x1000, 0x2007), (0x2000, 0x3007), (0x3000, 0x7000_0005)] {
     ///     vm.host_write(Gpa::new(table), &entry.to_le_bytes())?;

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use shadow_mmu::{
-    Control, Gpa, LockKind, Mutant, Policy, Vm, VmConfig,
+    Control, Gpa, LockKind, MemoryRegion, Mutant, Policy, Vm, VmConfig,
     stress::{
         self, Limit, StressConfig,
         schedule::{Choice, Scheduler, Strategy, Trace},
@@ -38,7 +38,7 @@ impl Case {
     /// Runs the case; the first thing found, and what was chosen.
     pub(crate) fn run(&self, strategy: &Strategy) -> (Option<String>, Trace) {
         let Case { vcpus, policy, lock, mutant, seed, steps } = *self;
-        let slots = vec![(Gpa::new(0), stress::bytes_needed(vcpus))];
+        let slots = vec![MemoryRegion::ram(Gpa::new(0), stress::bytes_needed(vcpus))];
         let vm = Vm::new(VmConfig { slots, vcpus, policy, lock, mutant, ..VmConfig::default() }).unwrap();
         let config = StressConfig {
             seed,

@@ -14,7 +14,8 @@ use shadow_mmu::regs::{
 use shadow_mmu::{FaultCode, Gpa, Gva, Op, OpKind, Outcome, Vm, VmConfig};
 
 use super::{
-    tables::{self, Guest, HIGH_BYTES, HIGH_SLOT, Kind, LOW_BYTES},
+    rom::Rom,
+    tables::{self, Guest, Kind},
     walk::{self, Access, End, Mode, View, Walk},
 };
 
@@ -34,6 +35,8 @@ pub(super) struct Figures {
     pub(super) judged_faults: u64,
     pub(super) denied_by_key: u64,
     pub(super) mmio: u64,
+    /// Accesses that a read-only memslot made other than they were: writes to it, walks that left A clear in it.
+    pub(super) of_rom: u64,
     /// Accesses without an invalidation before them that reached what a walk does not.
     pub(super) stale: u64,
     /// Judged accesses that reached what the shadow tables cannot take back ([`View::lenient`]).
@@ -51,6 +54,7 @@ impl Figures {
         self.judged_faults += other.judged_faults;
         self.denied_by_key += other.denied_by_key;
         self.mmio += other.mmio;
+        self.of_rom += other.of_rom;
         self.stale += other.stale;
         self.lenient += other.lenient;
         self.refused += other.refused;
@@ -62,6 +66,7 @@ impl Figures {
 pub(super) struct Machine {
     pub(super) vm: Vm,
     pub(super) guest: Guest,
+    rom: Rom,
     pub(super) regs: [ControlRegs; VCPUS],
     pdptrs: [[u64; 4]; VCPUS],
     /// The last pages used: cached translations matter most.
@@ -73,9 +78,9 @@ pub(super) struct Machine {
 
 impl Machine {
     pub(super) fn new(seed: u64, config: &VmConfig) -> Self {
-        let slots = vec![(Gpa::new(0), LOW_BYTES), (Gpa::new(HIGH_SLOT), HIGH_BYTES)];
+        let rom = Rom::draw(seed);
         let maxphyaddr = u32::from(config.cpu.maxphyaddr);
-        let vm = Vm::new(VmConfig { slots, vcpus: VCPUS, ..config.clone() }).unwrap();
+        let vm = Vm::new(VmConfig { slots: rom.slots(), vcpus: VCPUS, ..config.clone() }).unwrap();
         let mut guest = Guest { rng: fastrand::Rng::with_seed(seed), maxphyaddr, keys: config.cpu.pku };
         for (gpa, word) in guest.setup() {
             vm.host_write(Gpa::new(gpa), &word.to_le_bytes()).unwrap();
@@ -84,6 +89,7 @@ impl Machine {
             regs: core::array::from_fn(|vcpu| *vm.cpu(vcpu).unwrap().regs()),
             vm,
             guest,
+            rom,
             pdptrs: [[0; 4]; VCPUS],
             recent: VecDeque::new(),
             tail: VecDeque::new(),
@@ -164,6 +170,7 @@ impl Machine {
             if fresh {
                 self.check_memory(&op, &walk, outcome, &told);
             }
+            self.figures.of_rom += u64::from(self.rom.meets(&walk, access.write));
             self.figures.judged_ok += u64::from(fresh && reached);
             if let (true, Outcome::PageFault { code, .. }) = (fresh, outcome) {
                 self.figures.judged_faults += 1;
@@ -173,6 +180,9 @@ impl Machine {
             return;
         }
         assert!(reached, "{}", told("a fault or an exit that is none"));
+        // The gpa of a write is no guest's affair to keep: it is judged however old the translation is.
+        let written = if let (Outcome::Ok(gpa), true) = (outcome, access.write) { self.rom.has(gpa) } else { false };
+        assert!(!written, "{}", told("wrote read-only memory"));
         if fresh {
             let lenient = self.view(vcpu).lenient().walk(&access);
             let has_a_reason = matches!(walk.end, End::Fault(_)) && outcome == self.outcome_of(vcpu, &op, lenient.end);
@@ -191,6 +201,7 @@ impl Machine {
                 let address = Gva::new(self.mode(vcpu).effective(op.addr));
                 Outcome::PageFault { address, code: FaultCode::from_bits_retain(code) }
             }
+            End::Gpa(gpa) if Self::access_of(op).write && self.rom.has(gpa) => Outcome::Mmio(Gpa::new(gpa)),
             End::Gpa(gpa) => match walk::read(&self.vm, gpa & !7, 8) {
                 None => Outcome::Mmio(Gpa::new(gpa)),
                 Some(value) if op.kind() == Ok(OpKind::Load) => Outcome::Ok(value),
@@ -219,7 +230,8 @@ impl Machine {
         let written = arrived && Self::access_of(op).write;
         for (number, &(at, bytes, entry)) in walk.used.iter().enumerate() {
             let leaf = number + 1 == walk.used.len();
-            let marks = u64::from(arrived) << 5 | u64::from(written && leaf) << 6;
+            let wanted = u64::from(arrived) << 5 | u64::from(written && leaf) << 6;
+            let marks = if self.rom.has(at) { 0 } else { wanted };
             let now = walk::read(&self.vm, at, bytes);
             assert_eq!(now, Some(entry | marks), "{}", told(&format!("A and D of the entry at {at:#x}")));
         }

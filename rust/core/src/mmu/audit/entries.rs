@@ -94,6 +94,9 @@ impl MmuView<'_> {
             (!spte.is_writable() || spte.is_mmu_writable()) && (!spte.is_mmu_writable() || spte.is_host_writable());
         findings.check(flags_hold, "I11", || format!("{at:?} holds {spte:?}"));
         let gfn = page.entry_gfn(at.at());
+        findings.check(spte.is_host_writable() != self.shared.memory.is_read_only(gfn), "I11", || {
+            format!("{at:?} holds {spte:?} of gfn {gfn}, whose memslot says otherwise")
+        });
         findings.check(spte.pfn() == gfn.pfn(), "I1", || format!("{at:?} holds {spte:?}, recorded gfn {gfn}"));
         if spte.is_mmu_writable() {
             self.audit_writable(at, gfn, findings);
@@ -105,8 +108,10 @@ impl MmuView<'_> {
             });
         }
         if let Some(pte) = self.synced_entry(at, page) {
+            // Nobody sets A and D where the guest may not write its table (E107).
+            let marked = !self.shared.memory.is_read_only(page.gfn);
             let mut most = page.role.access() & entry_access(pte);
-            if pte & PTE_DIRTY == 0 {
+            if pte & PTE_DIRTY == 0 && marked {
                 most.remove(Access::WRITE);
             }
             // With CR0.WP=0 a supervisor write makes W out of a read-only entry, and takes U away (B.5).
@@ -114,7 +119,7 @@ impl MmuView<'_> {
             let key = if self.shared.config.cpu.pku { ProtectionKey::of_entry(pte) } else { ProtectionKey::NONE };
             let holds = pte & PTE_PRESENT != 0
                 && spte.key() == key
-                && pte & PTE_ACCESSED != 0
+                && (pte & PTE_ACCESSED != 0 || !marked)
                 && Gpa::new(pte & PHYS_MASK).gfn() == gfn
                 && rights_hold;
             findings.check(holds, "I14", || format!("{at:?} holds {spte:?}, the guest's entry is {pte:#x}"));

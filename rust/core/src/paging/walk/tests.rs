@@ -10,12 +10,13 @@ use crate::{
 
 /// Guest memory as a map of words; frames of 2^20 and above are in no slot.
 #[derive(Default)]
-struct Words {
+struct Tables {
     words: RefCell<HashMap<u64, u64>>,
     interfere: RefCell<Option<(u64, u64)>>,
+    read_only: RefCell<Vec<Gfn>>,
 }
 
-impl TableMemory for Words {
+impl TableMemory for Tables {
     type Place<'a> = (&'a Self, Gpa);
 
     fn place(&self, gpa: Gpa) -> Option<(&Self, Gpa)> {
@@ -26,20 +27,23 @@ impl TableMemory for Words {
         memory.words.borrow().get(&at.get()).copied().unwrap_or(0)
     }
 
-    fn update_entry(&self, gpa: Gpa, old: u64, new: u64) -> bool {
+    fn update_entry(&self, gpa: Gpa, old: u64, new: u64) -> Update {
+        if self.read_only.borrow().contains(&gpa.gfn()) {
+            return Update::ReadOnly;
+        }
         if let Some((at, value)) = self.interfere.borrow_mut().take() {
             self.words.borrow_mut().insert(at, value);
         }
         let mut words = self.words.borrow_mut();
         let word = words.entry(gpa.get()).or_default();
-        let same = *word == old;
-        if same {
-            *word = new;
+        if *word != old {
+            return Update::Changed;
         }
-        same
+        *word = new;
+        Update::Done
     }
 
-    fn update_half(&self, gpa: Gpa, old: u32, new: u32) -> bool {
+    fn update_half(&self, gpa: Gpa, old: u32, new: u32) -> Update {
         let at = Gpa::new(gpa.get() & !7);
         let (word, shift) = (self.read_entry(at).unwrap_or(0), (gpa.get() & 4) * 8);
         let with = |half: u32| word & !(0xffff_ffff << shift) | u64::from(half) << shift;
@@ -54,8 +58,8 @@ fn entry_gpa(table: Gfn, level: Level, gva: Gva) -> Gpa {
 const GVA: Gva = Gva::new((1 << 48) | (2 << 39) | (3 << 30) | (4 << 21) | (5 << 12) | 0x678);
 
 /// Tables at frames `level` * 16 for `GVA`, leaf at `leaf_level` with the address `target`.
-fn tables(top: u8, leaf_level: u8, bits: u64, target: u64) -> Words {
-    let memory = Words::default();
+fn tables(top: u8, leaf_level: u8, bits: u64, target: u64) -> Tables {
+    let memory = Tables::default();
     for number in (leaf_level..=top).rev() {
         let level = Level::new(number);
         let at = entry_gpa(Gfn::new(u64::from(number) * 16), level, GVA).get();
@@ -81,7 +85,7 @@ fn context(top: u8) -> WalkContext<'static> {
     }
 }
 
-fn go(memory: &Words, top: u8, kind: AccessKind) -> Result<GuestWalk, FaultCode> {
+fn go(memory: &Tables, top: u8, kind: AccessKind) -> Result<GuestWalk, FaultCode> {
     walk(memory, &context(top), (u64::from(top) * 16) << 12, GVA, kind, AccessFlags::USER)
 }
 
@@ -192,8 +196,8 @@ fn narrow(mode: PagingMode, pse: bool) -> WalkContext<'static> {
 }
 
 /// A page directory at frame 16 whose entry for `NARROW` is `pde`, and a table at frame 32 whose entry leads to frame 9.
-fn narrow_tables(mode: PagingMode, pde: u64) -> Words {
-    let memory = Words::default();
+fn narrow_tables(mode: PagingMode, pde: u64) -> Tables {
+    let memory = Tables::default();
     let put = |frame, level, pte: u64| match mode {
         PagingMode::Bits32 => {
             let at = Pte32::entry_gpa(Gfn::new(frame), level, NARROW);
@@ -242,7 +246,7 @@ fn e102_32_bit_tables_of_4_byte_entries_with_and_without_pse() {
 #[test]
 fn e103_without_paging_an_address_is_what_it_says() {
     let none = WalkContext { mode: PagingMode::None, ..narrow(PagingMode::Bits32, false) };
-    let found = walk(&Words::default(), &none, 0, NARROW, AccessKind::Write, AccessFlags::USER).unwrap();
+    let found = walk(&Tables::default(), &none, 0, NARROW, AccessKind::Write, AccessFlags::USER).unwrap();
     assert_eq!((found.gfn.get(), found.access), (NARROW.page(), Access::all()));
-    assert!(!found.changed(&Words::default(), Level::PD, NARROW));
+    assert!(!found.changed(&Tables::default(), Level::PD, NARROW));
 }
