@@ -32,7 +32,7 @@ class Violation(NamedTuple):
     table: int | None
     """An entry of a guest table is there: the guest's error code if that table is in no memslot. ``None``: the page itself is."""
     marks: bool = False
-    """The hardware wanted to set A or D in that entry, and may not write it (E107; SDM vol. 3C, 30.3.3.2)."""
+    """The hardware wanted to set A or D in that entry, and may not write it (E107; SDM vol. 3C, "EPT Violations")."""
 
 
 class NestedMemory:

@@ -45,7 +45,7 @@ enum Cause {
     /// To read an entry of a guest table; the guest's fault if the table is in no memslot.
     Table(FaultCode),
     /// To set A or D in an entry of a guest table, which the guest may not write (E107). Such a change is a write like any other
-    /// (SDM vol. 3C, 30.3.3.2).
+    /// (SDM vol. 3C, "EPT Violations").
     Mark,
 }
 
