@@ -1,8 +1,8 @@
-"""Every combination of entry bits, registers and accesses against the SDM's tables (R5; E100, E104, E106, E108 to E110, E114)."""
+"""Every combination of entry bits, registers and accesses against the SDM's tables (R5; E100, E104, E106 to E110, E114)."""
 
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -89,9 +89,14 @@ def accesses(cases: CaseSet, access: sdm.Access) -> Program:
     return rows
 
 
-def check(cases: CaseSet, found: np.ndarray, verdict: sdm.Verdict, told: str) -> None:
-    """Compare outcomes with the oracle's verdict; a difference is told by its first case."""
-    code = np.where(verdict.fault, int(OutcomeCode.PAGE_FAULT), int(OutcomeCode.OK))
+def check(
+    cases: CaseSet, found: np.ndarray, verdict: sdm.Verdict, told: str, arrived: OutcomeCode = OutcomeCode.OK
+) -> None:
+    """Compare outcomes with the oracle's verdict; a difference is told by its first case.
+
+    ``arrived`` is how an access ends that the tables permit.
+    """
+    code = np.where(verdict.fault, int(OutcomeCode.PAGE_FAULT), int(arrived))
     value = np.where(verdict.fault, cases.linear, verdict.gpa)
     wrong = np.flatnonzero((found["code"] != code) | (found["error"] != verdict.error) | (found["value"] != value))
     if wrong.size:
@@ -106,12 +111,39 @@ def processor(tables: Tables) -> CpuModel:
     return CpuModel(maxphyaddr=tables.paging.maxphyaddr, pku=tables.rotation is not None)
 
 
-def machine(tables: Tables) -> Vm:
-    return Vm(
-        [Memslot(0, len(tables.pages) << 12), Memslot(DATA, DATA_BYTES)],
-        vcpus=1,
-        cpu=processor(tables),
-    )
+@dataclass(frozen=True, slots=True)
+class Rom:
+    """What of a guest is in read-only memory (E107)."""
+
+    tables: bool = False
+    data: bool = False
+
+    def slots(self, tables: Tables) -> list[tuple[int, int, bool]]:
+        """Return the memslots."""
+        return [(0, len(tables.pages) << 12, self.tables), (DATA, DATA_BYTES, self.data)]
+
+    def marked(self, image: sdm.Words, cases: CaseSet, verdict: sdm.Verdict, access: sdm.Access) -> sdm.Words:
+        """Return the tables after an access to each case."""
+        return image if self.tables else marked(image, cases, verdict, access)
+
+
+RAM = Rom()
+
+
+def with_rom() -> list[tuple[sdm.Paging, sdm.Registers, Rom, str]]:
+    """Return every setting with read-only tables, with read-only pages, and with both in two dimensions, in turn.
+
+    In two dimensions each access through read-only tables is an exit of its own.
+    """
+    kinds = ((Rom(tables=True), "lru:3"), (Rom(data=True), "lru:3"), (Rom(tables=True, data=True), "lru:3,mmu=tdp"))
+    return [
+        (*setting, *kinds[(number + turn) % 3]) for number, setting in enumerate(every_setting()) for turn in range(3)
+    ]
+
+
+def machine(tables: Tables, rom: Rom = RAM, policy: str = "lru:3") -> Vm:
+    slots = [Memslot(*slot) for slot in rom.slots(tables)]
+    return Vm(slots, vcpus=1, policy=policy, cpu=processor(tables))
 
 
 @every
@@ -128,6 +160,19 @@ def test_e111_every_key_of_a_level_comes_out_as_the_sdm_says(
     run_on_the_core(Tables.build(paging, rotation), registers)
 
 
+@pytest.mark.parametrize(("paging", "registers", "rom", "policy"), with_rom()[::3], ids=str)
+def test_e107_no_a_and_d_in_read_only_tables_and_no_write_to_a_read_only_page(
+    paging: sdm.Paging, registers: sdm.Registers, rom: Rom, policy: str
+) -> None:
+    run_on_the_core(Tables.build(paging), registers, rom, policy)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("paging", "registers", "rom", "policy"), with_rom(), ids=str)
+def test_e107_the_same_for_every_setting(paging: sdm.Paging, registers: sdm.Registers, rom: Rom, policy: str) -> None:
+    run_on_the_core(Tables.build(paging), registers, rom, policy)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize(("paging", "registers", "rotation"), every_keyed_setting(), ids=str)
 def test_e111_every_key_of_every_level_comes_out_as_the_sdm_says(
@@ -136,11 +181,11 @@ def test_e111_every_key_of_every_level_comes_out_as_the_sdm_says(
     run_on_the_core(Tables.build(paging, rotation), registers)
 
 
-def run_on_the_core(tables: Tables, registers: sdm.Registers) -> None:
+def run_on_the_core(tables: Tables, registers: sdm.Registers, rom: Rom = RAM, policy: str = "lru:3") -> None:
     """Make every access to every case, and compare outcomes, A and D."""
     paging = tables.paging
     fresh = tables.image
-    with machine(tables) as vm:
+    with machine(tables, rom, policy) as vm:
         vm.run([np.array(settings(paging, registers), OP)])
         for cases in tables.sets:
             vm.memory.write(0, tables.to_bytes(fresh))
@@ -150,21 +195,21 @@ def run_on_the_core(tables: Tables, registers: sdm.Registers) -> None:
                 verdict = sdm.judge(paging, cases.entries(fresh), cases.linear, access, registers)
                 outcomes = vm.run([accesses(cases, access)], outcomes=True).outcomes
                 assert outcomes is not None
-                check(cases, outcomes[0], verdict, f"{access}")
-                expected = marked(expected, cases, verdict, access)
+                leaves = rom.data and access.kind == "write"
+                check(cases, outcomes[0], verdict, f"{access}", OutcomeCode.MMIO if leaves else OutcomeCode.OK)
+                expected = rom.marked(expected, cases, verdict, access)
                 after = tables.from_bytes(vm.memory.read(0, len(tables.pages) << 12))
                 assert np.array_equal(after, expected), f"A and D after {access} over {cases.name}"
         assert vm.audit() == []
 
 
 def run_on_the_model(
-    tables: Tables, registers: sdm.Registers, choose: Callable[[CaseSet, sdm.Verdict], sdm.Mask]
+    tables: Tables, registers: sdm.Registers, choose: Callable[[CaseSet, sdm.Verdict], sdm.Mask], rom: Rom = RAM
 ) -> int:
     """Run the chosen cases of every set on the model; return how many."""
     paging = tables.paging
     fresh = tables.image
-    slots = [(0, len(tables.pages) << 12), (DATA, DATA_BYTES)]
-    model = Machine(slots, 1, "lru:3", cpu=processor(tables))
+    model = Machine(rom.slots(tables), 1, "lru:3", cpu=processor(tables))
     for op in settings(paging, registers):
         model.execute(op)
     ran = 0
@@ -180,8 +225,9 @@ def run_on_the_model(
             rows = [Op(KINDS[access.kind], flags(access), addr=int(gva)) for gva in some.linear]
             outcomes = [model.execute(row) for row in rows]
             found = np.array([(one.code, 0, one.error, one.value) for one in outcomes], OUTCOME)
-            check(some, found, verdict, f"{access}")
-            expected = marked(expected, some, verdict, access)
+            leaves = rom.data and access.kind == "write"
+            check(some, found, verdict, f"{access}", OutcomeCode.MMIO if leaves else OutcomeCode.OK)
+            expected = rom.marked(expected, some, verdict, access)
             ran += len(rows)
         assert np.array_equal(tables.from_bytes(model.memory.read(0, len(tables.pages) << 12)), expected), (
             f"A and D: {cases.name}"
@@ -200,6 +246,15 @@ def seeded(seed: object, wanted: int) -> Callable[[CaseSet, sdm.Verdict], sdm.Ma
 @every
 def test_r5_seeded_cases_come_out_of_the_model_as_the_sdm_says(paging: sdm.Paging, registers: sdm.Registers) -> None:
     assert 200 < run_on_the_model(Tables.build(paging), registers, seeded((paging.name, registers), 640)) < 2000
+
+
+@every
+def test_e107_seeded_cases_with_read_only_memory_come_out_of_the_model_as_the_sdm_says(
+    paging: sdm.Paging, registers: sdm.Registers
+) -> None:
+    for rom in (Rom(tables=True), Rom(data=True)):
+        choose = seeded((paging.name, registers, rom), 320)
+        assert 100 < run_on_the_model(Tables.build(paging), registers, choose, rom) < 1000
 
 
 @pytest.mark.parametrize(("paging", "registers", "rotation"), in_turn(every_keyed_setting()), ids=str)
