@@ -13,7 +13,7 @@ from shadow_mmu.differential import ModelSubject, NativeSubject
 from shadow_mmu.model import LegalTranslations, Outcome
 from shadow_mmu.ops import Op
 from shadow_mmu.types import AccessKind
-from shadow_mmu.workloads.world import DATA_GFNS, OUTSIDE, PAGINGS, MachineConfig, World
+from shadow_mmu.workloads.world import DATA_GFNS, OUTSIDE, PAGINGS, MachineConfig, World, random_slots
 
 VCPUS: Final = 2
 DIRECT: Final = ["locked,mmu=tdp", "seed,mmu=tdp", "lru:3,mmu=tdp"]
@@ -38,9 +38,11 @@ class CoreAndModel(RuleBasedStateMachine):
         paging=st.sampled_from(sorted(PAGINGS)),
         tlb=st.sampled_from([0, 1, 24]),
         seed=st.integers(0, 1000),
+        memory=st.integers(0, 100),
     )
-    def boot(self, policy: str, paging: str, tlb: int, seed: int) -> None:
-        config = MachineConfig(policy, VCPUS, tlb)
+    def boot(self, policy: str, paging: str, tlb: int, seed: int, memory: int) -> None:
+        slots = random_slots(Random(memory))  # noqa: S311  reproducible
+        config = MachineConfig(policy, VCPUS, tlb, slots=slots)
         self.core, self.model = NativeSubject(config), ModelSubject(config)
         self.oracle = LegalTranslations(config.slots, VCPUS, config.cpu, policy=policy)
         self.world = World(paging)
