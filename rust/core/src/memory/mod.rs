@@ -379,6 +379,23 @@ mod tests {
     }
 
     #[test]
+    fn e107_entries_in_read_only_slots_are_not_updated() {
+        let memory = memory();
+        for (gpa, expected) in [(0x10008, Update::ReadOnly), (0x8, Update::Done), (0x8000, Update::Changed)] {
+            let gpa = Gpa::new(gpa);
+            assert_eq!(memory.update_entry(gpa, 0, 0x20), expected);
+            assert_eq!(memory.update_half(Gpa::new(gpa.get() + 4), 0, 0x40), expected);
+            assert_eq!(
+                memory.update_entry(gpa, 1, 2),
+                if expected == Update::ReadOnly { expected } else { Update::Changed }
+            );
+            let now =
+                (expected != Update::Changed).then_some(if expected == Update::Done { 0x40_0000_0020 } else { 0 });
+            assert_eq!(memory.read_entry(gpa), now);
+        }
+    }
+
+    #[test]
     fn bad_slots_are_refused_and_change_nothing() {
         let memory = memory();
         for (gpa, bytes) in

@@ -234,6 +234,7 @@ pub(super) fn perform(shared: &Shared, spte: Spte, gva: Gva, action: Action) -> 
         Action::Translate => gpa.get(),
         Action::Load(size) => shared.memory.load(gpa, size).unwrap_or(u64::MAX),
         Action::Store { value, size } => {
+            debug_assert!(!shared.memory.is_read_only(gpa.gfn()), "an entry lets the guest write {gpa}");
             shared.memory.store(gpa, value, size);
             assert!(!(value == PANIC_VALUE && shared.mutated(Mutant::PanicInGuest)), "panic-in-guest");
             gpa.get()

@@ -136,6 +136,24 @@ fn e106_a_faulting_walk_writes_nothing() {
 }
 
 #[test]
+fn e107_a_read_only_table_keeps_a_and_d_and_the_walk_goes_on() {
+    for level in 1..=4_u64 {
+        let memory = tables(4, 1, 7, 0x9000);
+        memory.read_only.borrow_mut().push(Gfn::new(level * 16));
+        let read = go(&memory, 4, AccessKind::Read).unwrap();
+        assert!(!read.access.contains(Access::WRITE), "D is clear: the first write is to fault");
+        let write = go(&memory, 4, AccessKind::Write).unwrap();
+        assert!(write.access.contains(Access::WRITE), "level {level}: nobody will set D, and the write has its right");
+        for at in 1..=4 {
+            let set = if at == level { 0 } else { PTE_ACCESSED | if at == 1 { PTE_DIRTY } else { 0 } };
+            let level = Level::new(at as u8);
+            let stored = memory.words.borrow()[&entry_gpa(write.table_gfn[level.at()], level, GVA).get()];
+            assert_eq!((stored & (PTE_ACCESSED | PTE_DIRTY), write.pte[level.at()]), (set, stored));
+        }
+    }
+}
+
+#[test]
 fn e109_error_codes_bit_by_bit() {
     let code = |pte: u64, kind| {
         let memory = tables(4, 1, 7, 0x9000);
