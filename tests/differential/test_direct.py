@@ -10,10 +10,11 @@ from shadow_mmu.differential import ModelSubject, NativeSubject, compare
 from shadow_mmu.ops import Op
 from shadow_mmu.types import OpFlag, OpKind, OutcomeCode
 from shadow_mmu.workloads.random import Stream, random_stream
-from shadow_mmu.workloads.world import PAGINGS
+from shadow_mmu.workloads.world import PAGINGS, MachineConfig
 
 ACCESSES = {OpKind.READ, OpKind.WRITE, OpKind.FETCH, OpKind.LOAD, OpKind.STORE}
-WP, SMAP, NXE = 1 << 16, 1 << 21, 1 << 11
+WP, PAE, SMAP, LME, NXE = 1 << 16, 1 << 5, 1 << 21, 1 << 8, 1 << 11
+RSVD = 8
 SOAK_STREAMS = 2000
 
 
@@ -51,9 +52,11 @@ def test_e044_streams_meet_every_exit_and_none_that_only_shadow_tables_have() ->
 class Registers:
     """CR0, CR4 and EFER of each vCPU as the writes that succeeded left them, to know what shadow entries cannot express."""
 
-    def __init__(self, vcpus: int) -> None:
+    def __init__(self, config: MachineConfig) -> None:
+        self.has_wp = config.cpu.wp
         self.values = [
-            {OpKind.WRITE_CR0: 0x80050033, OpKind.WRITE_CR4: 0x20, OpKind.WRITE_EFER: 0xD00} for _ in range(vcpus)
+            {OpKind.WRITE_CR0: 0x80050033, OpKind.WRITE_CR4: 0x20, OpKind.WRITE_EFER: 0xD00}
+            for _ in range(config.vcpus)
         ]
 
     def observe(self, op: Op) -> None:
@@ -62,16 +65,18 @@ class Registers:
         if kind in self.values[op.vcpu]:
             self.values[op.vcpu][kind] = op.addr
 
-    def shadow_may_differ(self, vcpu: int) -> bool:
-        """Whether shadow entries may give rights that the guest's do not.
+    def shadow_may_differ(self, vcpu: int, by_tables: object) -> bool:
+        """Whether shadow entries may give rights that the guest's do not; ``by_tables`` is the outcome that these give.
 
-        EFER.NX is not in the role, so an entry with bit 63 stays when that bit becomes reserved; and a supervisor's write under
-        CR0.WP=0 makes a supervisor page, which SMAP lets through (B.5).
+        EFER.NX is not in the role, so an entry with bit 63 stays when that bit becomes reserved; a supervisor's write under CR0.WP=0
+        makes a supervisor page, which SMAP lets through (B.5); and PAE finds pages that long mode has shadowed, where bits 62:52 are
+        no reserved ones (docs/machine.md, 16).
         """
         now = self.values[vcpu]
-        return not now[OpKind.WRITE_EFER] & NXE or (
-            not now[OpKind.WRITE_CR0] & WP and bool(now[OpKind.WRITE_CR4] & SMAP)
-        )
+        reserved = isinstance(by_tables, tuple) and by_tables[0] == OutcomeCode.PAGE_FAULT and by_tables[2] & RSVD
+        pae = now[OpKind.WRITE_CR4] & PAE and not now[OpKind.WRITE_EFER] & LME
+        wp = self.has_wp and now[OpKind.WRITE_CR0] & WP
+        return bool(not now[OpKind.WRITE_EFER] & NXE or (not wp and now[OpKind.WRITE_CR4] & SMAP) or (reserved and pae))
 
 
 def judged(stream: Stream) -> Iterator[tuple[int, Op, object, object, bool]]:
@@ -83,7 +88,7 @@ def judged(stream: Stream) -> Iterator[tuple[int, Op, object, object, bool]]:
     config = replace(stream.config, tlb_entries=0)
     shadow = NativeSubject(config)
     direct = NativeSubject(replace(config, policy=f"{config.policy},mmu=tdp"))
-    registers = Registers(config.vcpus)
+    registers = Registers(config)
     pages = np.array(stream.pages, "<u8").reshape(-1, 512)
     for index, op in enumerate(stream.ops):
         if op.kind in ACCESSES:
@@ -92,7 +97,7 @@ def judged(stream: Stream) -> Iterator[tuple[int, Op, object, object, bool]]:
         one, two = shadow.execute(op, pages), direct.execute(op, pages)
         if isinstance(one, tuple) and one[0] == OutcomeCode.TRIPLE_FAULT:
             return
-        may_differ = op.kind in ACCESSES and registers.shadow_may_differ(op.vcpu)
+        may_differ = op.kind in ACCESSES and registers.shadow_may_differ(op.vcpu, two)
         yield index, op, one, two, may_differ
         if isinstance(one, tuple) and one[0] == OutcomeCode.OK:
             registers.observe(op)
