@@ -6,20 +6,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pytest
+from benches import numpy_walk
 from benches.conftest import ENTRY_BITS, Measure
+from benches.numpy_walk import FRAME, SHIFTS, Words
 
-from shadow_mmu import Vm, _native
-
-Words = npt.NDArray[np.int64]
+from shadow_mmu import Translations, Vm, _native
 
 PAGES = {"148 KiB": 1 << 14, "8 MiB": 1 << 20, "64 MiB": 1 << 23}
 BATCH = 1 << 18
 SCALAR = 20_000
-FRAME = 0x000F_FFFF_FFFF_F000
-RESERVED, RIGHTS = 0x000F_C000_0000_0000, 6  # a physical address of 46 bits; W and U
-SHIFTS = (39, 30, 21, 12)
 CHUNKS = (1 << 18, 1 << 15, 1 << 13)
 
 
@@ -62,58 +58,60 @@ def small() -> Any:  # noqa: ANN401  a generator of guests
         yield made
 
 
-class NumpyWalk:
-    """A walk of many addresses, level by level, in arrays that are made once.
-
-    Nothing is checked, or with ``checks`` the P and reserved bits and rights of each entry, as far as saying that one is wrong:
-    no large pages, no error codes.
-    """
-
-    def __init__(self, tables: Words, count: int, *, checks: bool = False) -> None:
-        self.tables, self.checks = tables, checks
-        self.wrong, self.rights = np.empty(count, np.int64), np.empty(count, np.int64)
-        self.index, self.entry, self.gpa = (np.empty(count, np.int64) for _ in range(3))
-
-    def walk(self, gvas: Words) -> Words:
-        """Return the gpas, in an array that the next call uses again."""
-        count = len(gvas)
-        index, entry, gpa = self.index[:count], self.entry[:count], self.gpa[:count]
-        entry[:] = 0
-        for shift in SHIFTS:
-            np.right_shift(gvas, shift, out=index)
-            index &= 511
-            entry &= FRAME
-            entry >>= 3
-            index |= entry
-            np.take(self.tables, index, out=entry, mode="clip")
-            if self.checks:
-                self.check(entry, first=shift == SHIFTS[0])
-        if self.checks and (self.wrong[:count].any() or (~self.rights[:count] & RIGHTS).any()):
-            raise KeyError
-        entry &= FRAME
-        np.bitwise_and(gvas, 0xFFF, out=gpa)
-        gpa |= entry
-        return gpa
-
-    def check(self, entry: Words, *, first: bool) -> None:
-        """Accumulate what is wrong, and the rights."""
-        wrong, rights = self.wrong[: len(entry)], self.rights[: len(entry)]
-        if first:
-            wrong[:], rights[:] = 0, -1
-        rights &= entry
-        wrong |= (entry ^ 1) & (RESERVED | 1)
+Peer = numpy_walk.Unchecked | numpy_walk.ByLevels | numpy_walk.ByRegions
+PEERS: dict[str, Callable[[Words, int], Peer]] = {
+    "numpy": numpy_walk.Unchecked,
+    "numpy answers": numpy_walk.ByLevels,
+    "numpy regions": numpy_walk.ByRegions,
+}
 
 
-def in_chunks(tables: Words, gvas: Words, chunk: int, *, checks: bool = False) -> Callable[[], Words]:
-    """Walk so many addresses at a time: what numpy has in between then stays in cache."""
-    walker, out = NumpyWalk(tables, chunk, checks=checks), np.empty(len(gvas), np.int64)
+class InChunks:
+    """A walk of so many addresses at a time: what numpy has in between then stays in cache."""
 
-    def walk() -> Words:
-        for at in range(0, len(gvas), chunk):
-            out[at : at + chunk] = walker.walk(gvas[at : at + chunk])
-        return out
+    def __init__(self, peer: str, tables: Words, gvas: Words, chunk: int) -> None:
+        self.gvas, self.chunk, self.walker = gvas, chunk, PEERS[peer](tables, min(chunk, len(gvas)))
+        self.gpa, self.error = np.empty(len(gvas), np.int64), np.empty(len(gvas), np.int32)
 
-    return walk
+    def __call__(self) -> None:
+        if isinstance(self.walker, numpy_walk.ByRegions):
+            self.walker.begin(self.gvas)
+        for at in range(0, len(self.gvas), self.chunk):
+            piece = slice(at, at + self.chunk)
+            self.walker.walk(self.gvas[piece], self.gpa[piece], self.error[piece])
+
+
+def spoil(guest: Guest) -> Words:
+    """Give entries of every level what is odd about some, and return addresses with some that are not canonical, or of no table."""
+    rng = np.random.default_rng(7)
+    words = guest.tables
+    bits = (1, 2, 4, 1 << 7, 1 << 7 | 1 << 20, 1 << 46, 1 << 51, 1 << 45, 1 << 63)
+    odd = np.array(bits, np.uint64).view(np.int64)
+    for first, last, share in ((513, 640, 8), (1024, 1536, 8), (1536, len(words), 4)):
+        which = rng.choice(
+            np.arange(first, min(last, len(words))), (min(last, len(words)) - first) // share, replace=False
+        )
+        words[which] ^= rng.choice(odd, len(which))
+    guest.vm.memory.write(0, words)
+    gvas = np.where(rng.random(BATCH) < 0.1, rng.integers(-(1 << 62), 1 << 62, BATCH), guest.gvas)
+    return np.where(rng.random(BATCH) < 0.1, rng.integers(0, 600 << 30, BATCH), gvas)
+
+
+@pytest.mark.parametrize("peer", ["numpy answers", "numpy regions"])
+def test_peers_with_answers_give_those_of_translate_many(peer: str, measure: Measure) -> None:
+    """Not one translation is wrong where every second address has something odd about it; timed too, for comparison."""
+    guest = make_guest(1 << 18)
+    with guest.vm:
+        gvas = spoil(guest)
+        if peer == "numpy regions":
+            gvas = gvas[(gvas >= 0) & (gvas < 1 << 40)]
+        found = guest.vm.vcpus[0].translate_many(gvas.view(np.uint64), "write", user=True)
+        assert set(np.unique(found.error)) >= {-1, 6, 7, 15}
+        walk = InChunks(peer, guest.tables, gvas, 1 << 15)
+        walk()
+        assert np.array_equal(found.gpa, walk.gpa.view(np.uint64))
+        assert np.array_equal(found.error, walk.error)
+        measure(f"{peer} odd", walk, operations=len(gvas))
 
 
 def test_batch(guest: tuple[str, Guest], measure: Measure) -> None:
@@ -130,26 +128,20 @@ def test_batch(guest: tuple[str, Guest], measure: Measure) -> None:
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
-@pytest.mark.parametrize("checks", [False, True])
-def test_peer_numpy(guest: tuple[str, Guest], chunk: int, checks: bool, measure: Measure) -> None:  # noqa: FBT001  a parameter
+@pytest.mark.parametrize("peer", PEERS)
+def test_peer_numpy(guest: tuple[str, Guest], chunk: int, peer: str, measure: Measure) -> None:
     name, (_, tables, gvas, gpas) = guest
-    walk = in_chunks(tables, gvas, chunk, checks=checks)
-    assert np.array_equal(walk(), gpas)
-    measure(f"numpy{' checked' * checks} {name} {chunk}", walk, operations=BATCH)
-
-
-def naive_walk(tables: Words, gvas: Words) -> Words:
-    """Walk level by level in expressions, as one would write it first: no checks."""
-    table = np.zeros(len(gvas), np.int64)
-    for shift in SHIFTS:
-        table = tables[(table & FRAME) // 8 + (gvas >> shift & 511)]
-    return table & FRAME | gvas & 0xFFF
+    walk = InChunks(peer, tables, gvas, chunk)
+    walk()
+    assert np.array_equal(walk.gpa, gpas)
+    assert peer == "numpy" or (walk.error == Translations.TRANSLATED).all()
+    measure(f"{peer} {name} {chunk}", walk, operations=BATCH)
 
 
 def test_peer_numpy_expressions(guest: tuple[str, Guest], measure: Measure) -> None:
     name, (_, tables, gvas, gpas) = guest
-    assert np.array_equal(naive_walk(tables, gvas), gpas)
-    measure(f"numpy expressions {name}", lambda: naive_walk(tables, gvas), operations=BATCH)
+    assert np.array_equal(numpy_walk.expressions(tables, gvas), gpas)
+    measure(f"numpy expressions {name}", lambda: numpy_walk.expressions(tables, gvas), operations=BATCH)
 
 
 @pytest.mark.parametrize("count", [8, 64])
@@ -166,27 +158,29 @@ def test_small_batch(small: Guest, count: int, measure: Measure) -> None:
 
 
 @pytest.mark.parametrize("count", [8, 64])
-def test_peer_numpy_small_batch(small: Guest, count: int, measure: Measure) -> None:
-    gvas, walker = small.gvas[:count], NumpyWalk(small.tables, count)
-    assert np.array_equal(walker.walk(gvas), small.gpas[:count])
-    calls = 500
+@pytest.mark.parametrize("peer", ["numpy", "numpy answers"])
+def test_peer_numpy_small_batch(small: Guest, count: int, peer: str, measure: Measure) -> None:
+    walk = InChunks(peer, small.tables, small.gvas[:count], count)
+    walk()
+    assert np.array_equal(walk.gpa, small.gpas[:count])
+    calls, walker, gvas, gpa, error = 500, walk.walker, walk.gvas, walk.gpa, walk.error
 
-    def walk() -> None:
+    def walks() -> None:
         for _ in itertools.repeat(None, calls):
-            walker.walk(gvas)
+            walker.walk(gvas, gpa, error)
 
-    measure(f"numpy of {count}", walk, operations=calls)
+    measure(f"{peer} of {count}", walks, operations=calls)
 
 
 @pytest.mark.parametrize("count", [8, 64])
 def test_peer_numpy_expressions_small_batch(small: Guest, count: int, measure: Measure) -> None:
     gvas = small.gvas[:count]
-    assert np.array_equal(naive_walk(small.tables, gvas), small.gpas[:count])
+    assert np.array_equal(numpy_walk.expressions(small.tables, gvas), small.gpas[:count])
     calls = 500
 
     def walk() -> None:
         for _ in itertools.repeat(None, calls):
-            naive_walk(small.tables, gvas)
+            numpy_walk.expressions(small.tables, gvas)
 
     measure(f"numpy expressions of {count}", walk, operations=calls)
 

@@ -13,9 +13,9 @@ use crate::{
     sync::{AtomicU32, AtomicU64, Ordering},
 };
 
-/// Words from which on a slot is on huge pages where the host has them: less fits the processor's TLB, and a guest that touches
-/// little of it should not pay for all.
-const LARGE: usize = (16 << 20) / 8;
+/// Words from which on a slot is on huge pages where the host has them, as numpy's arrays are: walks of less fit the processor's TLB,
+/// and a guest that touches little of it should not pay for all.
+const LARGE: usize = (4 << 20) / 8;
 
 /// A contiguous piece of guest memory.
 pub struct Memslot {

@@ -12,8 +12,8 @@ use crate::{
     regs::PagingMode,
 };
 
-/// Fewer addresses than it takes to make a batch worth its tables.
-const FEW: usize = 32;
+/// Fewer addresses than it takes to make a batch worth its tables (docs/performance.md).
+const FEW: usize = 64;
 
 /// What decides a look beside the tables and the addresses.
 #[derive(Clone, Copy, Debug)]

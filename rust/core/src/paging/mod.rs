@@ -8,6 +8,7 @@ mod batch;
 pub(crate) mod format;
 mod look;
 mod permission;
+mod plain;
 mod reserved;
 mod step;
 mod walk;

@@ -198,6 +198,16 @@ impl LeafDemands {
 pub(crate) struct DeniedKeys(u32);
 
 impl DeniedKeys {
+    /// Bits of an entry one of which is set if its key is denied; where key 0 is, the rights too: pages of the user are not plain then.
+    #[inline]
+    pub(crate) const fn odd(self) -> u64 {
+        match self.0 {
+            0 => 0,
+            denied if denied & 1 == 0 => 0xf << 59,
+            _ => 0xf << 59 | 0b110,
+        }
+    }
+
     /// Whether a page with these rights and this key is denied.
     #[inline]
     pub(crate) const fn deny(self, access: Access, key: ProtectionKey) -> bool {

@@ -59,6 +59,12 @@ impl ReservedBits {
         (pte ^ PTE_PRESENT) & self.odd[level.at()] == 0
     }
 
+    /// The bits by which an entry of this level is not plain, P inverted.
+    #[inline]
+    pub(crate) const fn odd(&self, level: Level) -> u64 {
+        self.odd[level.at()]
+    }
+
     /// Whether `pte`, found at `level`, has a reserved bit set.
     #[inline]
     pub(crate) const fn violates(&self, pte: u64, level: Level) -> bool {

@@ -50,9 +50,9 @@ impl WalkContext<'_> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
     /// The rights that count, and which of them must be there, as a walk has them: a check is one comparison.
-    counts: Rights,
-    needed: Rights,
-    denied_keys: DeniedKeys,
+    pub(super) counts: Rights,
+    pub(super) needed: Rights,
+    pub(super) denied_keys: DeniedKeys,
     /// The error code of an entry that is not present; W, U and F are in every other too.
     pub(super) not_present: FaultCode,
 }
@@ -74,8 +74,8 @@ impl Asked {
 }
 
 /// Rights accumulated over the entries of a walk, as bits W, U and inverted NX where entries have them: a step is one AND.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Rights(u64);
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Rights(pub(super) u64);
 
 impl Rights {
     /// Before the first entry.
@@ -83,15 +83,22 @@ impl Rights {
 
     /// NX counts inverted, so that rights accumulate by AND (B.2 step 3).
     #[inline]
-    const fn of(pte: u64) -> Self {
+    pub(super) const fn of(pte: u64) -> Self {
         Self(pte ^ PTE_NX)
     }
 
     /// No more than these, as bits.
     #[inline]
-    const fn from(access: Access) -> Self {
+    pub(super) const fn from(access: Access) -> Self {
         let bits = access.bits() as u64;
         Self(bits << 63 | bits & 6)
+    }
+
+    /// The rights that an entry found under these leaves.
+    #[inline]
+    pub(super) const fn with(self, context: &WalkContext<'_>, pte: u64) -> Self {
+        let only_these = cfg!(feature = "mutants") && context.leaf_rights_only;
+        if only_these { Self::of(pte) } else { Self(self.0 & Self::of(pte).0) }
     }
 
     /// The rights told by name.
@@ -108,6 +115,12 @@ pub(super) enum Step {
     Table(Gfn, Rights),
     /// To the frame of the address, with all rights; the access is permitted.
     Leaf(Gfn, Access),
+}
+
+/// The table that an entry leads to.
+#[inline]
+pub(super) const fn table_of(pte: u64) -> Gfn {
+    Gpa::new(pte & PHYS_MASK).gfn()
 }
 
 /// Takes one step: checks the entry that was read at `level` under rights so far, and the access if it is the leaf.
@@ -130,8 +143,7 @@ pub(super) fn step<F: EntryFormat>(
             return Err(asked.not_present | FaultCode::PRESENT | FaultCode::RSVD);
         }
     }
-    let only_these = cfg!(feature = "mutants") && context.leaf_rights_only;
-    let rights = if only_these { Rights::of(pte) } else { Rights(rights.0 & Rights::of(pte).0) };
+    let rights = rights.with(context, pte);
     // The walk ends at level 1 whatever bit 7 says (F-30).
     if level.is_last() || (!plain && pte & PTE_LARGE != 0 && level <= context.largest) {
         let access = rights.access();
@@ -143,5 +155,5 @@ pub(super) fn step<F: EntryFormat>(
         }
         return Ok(Step::Leaf(F::target(pte, level, gva), access));
     }
-    Ok(Step::Table(Gpa::new(pte & PHYS_MASK).gfn(), rights))
+    Ok(Step::Table(table_of(pte), rights))
 }
