@@ -24,7 +24,6 @@ from shadow_mmu.errors import ProgramError
 from shadow_mmu.frozen import digest, same
 
 _GVA: Final = np.dtype(np.uint64)
-_ERROR: Final = np.dtype(np.int32)
 _EXPECTED: Final = "expected an array of unsigned integers or a flat list of integers in 0..2**64"
 
 
@@ -72,9 +71,10 @@ _SET_GPA: Final = Translations.__dict__["gpa"].__set__
 _SET_ERROR: Final = Translations.__dict__["error"].__set__
 
 
-def of_bytes(found: bytes, count: int, shape: tuple[int, ...] | None = None) -> Translations:
-    """Make it of what the core has written, the gpas and then the errors; ``shape`` is ``None`` in one dimension."""
-    gpa, error = np.frombuffer(found, _GVA, count), np.frombuffer(found, _ERROR, count, 8 * count)
+def of_arrays(
+    gpa: "npt.NDArray[np.uint64]", error: "npt.NDArray[np.int32]", shape: tuple[int, ...] | None = None
+) -> Translations:
+    """Make it of what the core has written; ``shape`` is ``None`` in one dimension."""
     if shape is not None:
         gpa, error = gpa.reshape(shape), error.reshape(shape)
     # As the constructor of a frozen dataclass does, in half the time.

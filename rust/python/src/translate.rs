@@ -3,12 +3,8 @@
 use core::{cell::Cell, time::Duration};
 use std::time::Instant;
 
-use pyo3::{
-    buffer::{PyBuffer, PyUntypedBuffer},
-    prelude::*,
-    sync::PyOnceLock,
-    types::{PyBytes, PyTuple},
-};
+use numpy::{Element, IntoPyArray, PyArray1, PyArrayMethods};
+use pyo3::{buffer::PyUntypedBuffer, prelude::*, sync::PyOnceLock, types::PyTuple};
 use shadow_mmu::{AccessFlags, AccessKind, Cpu, Gva, Outcome, TranslateError, Translation, Translator};
 
 use crate::{errors, machine::Machine};
@@ -33,35 +29,45 @@ pub(crate) fn outcome(cpu: &Cpu<'_>, gva: Gva, found: Translation) -> Outcome {
     }
 }
 
-/// `as_addresses` and `of_bytes` of `shadow_mmu.translations`.
+/// `as_addresses` and `of_arrays` of `shadow_mmu.translations`.
 static CONVERT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-static ARRAYS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+static TRANSLATIONS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
-/// Addresses as a buffer of words, `None` where there are none; and their shape.
-type Addresses = (Option<PyBuffer<u64>>, Vec<usize>);
+/// Addresses in C order, a copy that no other thread can change; and their shape, `None` in one dimension.
+type Addresses = (Vec<u64>, Option<Vec<usize>>);
 
-/// A buffer that holds addresses as they are; others are `None`.
-fn words(buffer: PyUntypedBuffer) -> Option<Addresses> {
-    if buffer.dimensions() == 0 {
-        return None;
+/// The addresses in a buffer that holds them as they are; others are `None`.
+fn words(py: Python<'_>, buffer: PyUntypedBuffer) -> PyResult<Option<Addresses>> {
+    let dimensions = buffer.dimensions();
+    if dimensions == 0 {
+        return Ok(None);
     }
-    let shape = buffer.shape().to_vec();
-    if shape.contains(&0) {
-        return Some((None, shape));
+    let shape = (dimensions != 1).then(|| buffer.shape().to_vec());
+    if buffer.shape().contains(&0) {
+        return Ok(Some((Vec::new(), shape)));
     }
     // PyO3 takes words of the other byte order for its own.
-    let own_order = !buffer.format().to_bytes().starts_with(b">");
-    own_order.then(|| buffer.into_typed().ok()).flatten().map(|words| (Some(words), shape))
+    if buffer.format().to_bytes().starts_with(b">") {
+        return Ok(None);
+    }
+    buffer.into_typed::<u64>().ok().map(|words| Ok((words.to_vec(py)?, shape))).transpose()
 }
 
 /// The addresses, converted if they are not words yet.
 fn addresses(gvas: &Bound<'_, PyAny>) -> PyResult<Addresses> {
     let py = gvas.py();
-    if let Some(found) = PyUntypedBuffer::get(gvas).ok().and_then(words) {
+    // The usual one: numpy's own, which needs no buffer.
+    if let Some(words) = gvas.cast::<PyArray1<u64>>().ok().and_then(|array| array.to_vec().ok()) {
+        return Ok((words, None));
+    }
+    if let Ok(buffer) = PyUntypedBuffer::get(gvas)
+        && let Some(found) = words(py, buffer)?
+    {
         return Ok(found);
     }
     let made = CONVERT.import(py, "shadow_mmu.translations", "as_addresses")?.call1((gvas,))?;
-    words(PyUntypedBuffer::get(&made)?).ok_or_else(|| errors::layout(py, format!("gvas: got {made}, expected words")))
+    words(py, PyUntypedBuffer::get(&made)?)?
+        .ok_or_else(|| errors::layout(py, format!("gvas: got {made}, expected words")))
 }
 
 /// Translates addresses on a vCPU that is kept meanwhile; the interpreter is released if they are many.
@@ -73,26 +79,26 @@ pub(crate) fn many<'py>(
     kind: AccessKind,
     flags: AccessFlags,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let (gvas, shape) = addresses(gvas)?;
-    let count = gvas.as_ref().map_or(0, |words| words.item_count());
-    // One object for both: the gpas, then the errors.
-    let found = PyBytes::new_with(py, (8 + 4) * count, |bytes| {
-        let (gpa, error) = bytes.split_at_mut(8 * count);
-        // The addresses first, in C order: no other thread can change this copy.
-        if let Some(gvas) = &gvas {
-            match bytemuck::try_cast_slice_mut(gpa) {
-                Ok(words) => gvas.copy_to_slice(py, words)?,
-                Err(_) => gpa.copy_from_slice(bytemuck::cast_slice(&gvas.to_vec(py)?)),
-            }
-        }
-        let (gpa, error) = (gpa.as_chunks_mut::<8>().0, error.as_chunks_mut::<4>().0);
-        machine.core(py, |vm| {
-            let cpu = vm.cpu(index)?;
-            Ok(in_pieces(py, machine, &cpu.translator(kind, flags), gpa, error))
-        })?
-    })?;
-    let arrays = ARRAYS.import(py, "shadow_mmu.translations", "of_bytes")?;
-    if shape.len() == 1 { arrays.call1((found, count)) } else { arrays.call1((found, count, PyTuple::new(py, shape)?)) }
+    let (mut words, shape) = addresses(gvas)?;
+    let mut errors = vec![TRANSLATED; words.len()];
+    machine.core(py, |vm| {
+        let cpu = vm.cpu(index)?;
+        Ok(in_pieces(py, machine, &cpu.translator(kind, flags), &mut words, &mut errors))
+    })??;
+    let made = TRANSLATIONS.import(py, "shadow_mmu.translations", "of_arrays")?;
+    let (gpa, error) = (array(py, words), array(py, errors));
+    match shape {
+        None => made.call1((gpa, error)),
+        Some(shape) => made.call1((gpa, error, PyTuple::new(py, shape)?)),
+    }
+}
+
+/// An array of numpy that cannot be written.
+fn array<T: Element + Copy>(py: Python<'_>, values: Vec<T>) -> Bound<'_, PyArray1<T>> {
+    // The memory of many is taken over, that of a few is sooner copied.
+    let made = if values.len() < MANY { PyArray1::from_slice(py, &values) } else { values.into_pyarray(py) };
+    made.readwrite().make_nonwriteable();
+    made
 }
 
 /// Translates in place, with a look for signals now and then.
@@ -100,20 +106,20 @@ fn in_pieces(
     py: Python<'_>,
     machine: &Machine,
     translator: &Translator<'_>,
-    gpa: &mut [[u8; 8]],
-    error: &mut [[u8; 4]],
+    words: &mut [u64],
+    errors: &mut [i32],
 ) -> PyResult<()> {
-    if gpa.len() < MANY {
-        piece(translator, gpa, error);
+    if words.len() < MANY {
+        piece(translator, words, errors);
         return Ok(());
     }
-    let mut pieces = gpa.chunks_mut(PIECE).zip(error.chunks_mut(PIECE));
+    let mut pieces = words.chunks_mut(PIECE).zip(errors.chunks_mut(PIECE));
     loop {
         let left;
         (pieces, left) = py.detach(move || {
             let began = Instant::now();
-            while let Some((gpa, error)) = pieces.next() {
-                piece(translator, gpa, error);
+            while let Some((words, errors)) = pieces.next() {
+                piece(translator, words, errors);
                 if began.elapsed() >= TICK {
                     return (pieces, true);
                 }
@@ -128,17 +134,17 @@ fn in_pieces(
     }
 }
 
-/// Translates the addresses in `gpa` in place.
-fn piece(translator: &Translator<'_>, gpa: &mut [[u8; 8]], error: &mut [[u8; 4]]) {
-    let gpa = Cell::from_mut(gpa).as_slice_of_cells();
-    let gvas = gpa.iter().map(|word| Gva::new(u64::from_ne_bytes(word.get())));
-    translator.each(gvas, |number, found| {
-        let (reached, told) = match found {
-            Ok(gpa) => (gpa.get(), TRANSLATED),
-            Err(TranslateError::NotCanonical) => (u64::MAX, NOT_CANONICAL),
-            Err(TranslateError::PageFault(code)) => (u64::MAX, code.bits().cast_signed()),
-        };
-        gpa[number].set(reached.to_ne_bytes());
-        error[number] = told.to_ne_bytes();
+/// Makes gpas of addresses, in place, and the errors of those that have none.
+fn piece(translator: &Translator<'_>, words: &mut [u64], errors: &mut [i32]) {
+    let words = Cell::from_mut(words).as_slice_of_cells();
+    translator.each(words.iter().map(|word| Gva::new(word.get())), |number, found| match found {
+        Ok(gpa) => words[number].set(gpa.get()),
+        Err(error) => {
+            words[number].set(u64::MAX);
+            errors[number] = match error {
+                TranslateError::NotCanonical => NOT_CANONICAL,
+                TranslateError::PageFault(code) => code.bits().cast_signed(),
+            };
+        }
     });
 }

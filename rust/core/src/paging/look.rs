@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Fewer addresses than it takes to make a batch worth its tables (docs/performance.md).
-const FEW: usize = 64;
+const FEW: usize = 96;
 
 /// What decides a look beside the tables and the addresses.
 #[derive(Clone, Copy, Debug)]
