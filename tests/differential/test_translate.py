@@ -17,7 +17,7 @@ from shadow_mmu.workloads.world import PAGINGS, World
 OPERATIONS = 900
 SOAK_OPERATIONS = 60_000
 EVERY = 30
-LOOKS = 70  # more than two rounds of lanes, and not a whole number of them
+LOOKS = 170  # enough for a batch (FEW in paging/look.rs), whose last walks wait in part of its places
 KINDS: dict[AccessKind, OpKind] = {"read": OpKind.READ, "write": OpKind.WRITE, "fetch": OpKind.FETCH}
 RSVD, NXE = 8, 1 << 11
 SHUT_DOWN = int(OutcomeCode.TRIPLE_FAULT)
