@@ -76,9 +76,20 @@ class Memory:
                 gpa, length = gpa + count, length - count
         return length == 0
 
-    def is_read_only(self, gpa: int) -> bool:
-        """Whether the guest may only read what is at a gpa; false where no memslot is (E107)."""
-        return any(slot.read_only and slot.gpa <= gpa < slot.gpa + slot.bytes for slot in self._slots)
+    def is_read_only(self, gpa: SupportsIndex) -> bool:
+        """Whether the guest may only read what is at a gpa; false where no memslot is (E107).
+
+        Raises
+        ------
+        MemoryRangeError
+            It is no whole number.
+
+        """
+        try:
+            at = operator.index(gpa)
+        except TypeError as error:
+            raise MemoryRangeError(f"gpa {gpa!r}: expected a whole number") from error
+        return any(slot.read_only and slot.gpa <= at < slot.gpa + slot.bytes for slot in self._slots)
 
     def read(self, gpa: SupportsIndex, length: SupportsIndex) -> bytes:
         """Return ``length`` bytes at ``gpa``. Words are read one after the other while vCPUs may write.

@@ -75,7 +75,7 @@ class TraceKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class MmioExit:
-    """A guest access reached a gpa that is in no memslot: the device behind it, if any, is the caller's.
+    """A guest access reached a gpa that is in no memslot, or a write one in a read-only memslot: the device behind it, if any, is the caller's.
 
     Attributes
     ----------

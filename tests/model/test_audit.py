@@ -6,6 +6,7 @@ import pytest
 from tests.model.support import PAGE, USED, Guest, guest, visit
 
 from shadow_mmu.model import spte as sptes
+from shadow_mmu.model.constants import GPTE_A, GPTE_D
 from shadow_mmu.model.vm import SharedState
 
 
@@ -89,6 +90,22 @@ def break_table(vm: SharedState, unsync: int) -> None:
     vm.memory.set_word(page.gfn << 12 | next(iter(page.sptes)) << 3, 0)
 
 
+def break_accessed(vm: SharedState, unsync: int) -> None:
+    page = next(p for p in vm.books.live.values() if p.level == 1 and p.sptes and not p.direct and not p.unsync)
+    gpa = page.gfn << 12 | next(iter(page.sptes)) << 3
+    vm.memory.set_word(gpa, vm.memory.word(gpa) & ~GPTE_A)
+
+
+def break_dirty(vm: SharedState, unsync: int) -> None:
+    for page in (p for p in vm.books.live.values() if p.level == 1 and not p.direct and not p.unsync):
+        for index, spte in page.sptes.items():
+            if spte & sptes.W:
+                gpa = page.gfn << 12 | index << 3
+                vm.memory.set_word(gpa, vm.memory.word(gpa) & ~GPTE_D)
+                return
+    raise AssertionError("no writable entry of a synced table")
+
+
 def break_direct(vm: SharedState, unsync: int) -> None:
     page = next(p for p in vm.books.live.values() if p.direct and p.sptes)
     page.sptes[next(iter(page.sptes))] += 1 << 12
@@ -141,6 +158,8 @@ def break_obsolete(vm: SharedState, unsync: int) -> None:
         ("I13", break_child),
         ("I13", break_link),
         ("I14", break_table),
+        ("I14", break_accessed),
+        ("I14", break_dirty),
         ("I14", break_direct),
         ("I15", break_invalid),
         ("I16", break_bucket),

@@ -17,12 +17,21 @@ POLICIES = ["locked,mmu=tdp", "seed,mmu=tdp", "lru:3,mmu=tdp"]
 COMPARED = 25_000
 
 
-@pytest.fixture(scope="module", params=sorted(path.stem for path in RECORDINGS.glob("*.npz")))
+NAMES = sorted(path.stem for path in RECORDINGS.glob("*.npz"))
+# On threads the others take long: tests/replay/test_whole_recordings.py has them all.
+THREADED = ["linux61-4level-kpti-small", "linux61-32bit-small"]
+
+
+@pytest.fixture(scope="module", params=NAMES)
 def recording(request: pytest.FixtureRequest) -> Recording:
     return load_recording(RECORDINGS / f"{request.param}.npz")
 
 
-@pytest.mark.parametrize("mode", ["ordered", "threads"])
+@pytest.mark.parametrize(
+    ("recording", "mode"),
+    [*((name, "ordered") for name in NAMES), *((name, "threads") for name in THREADED)],
+    indirect=["recording"],
+)
 def test_e018_e044_every_access_reaches_what_the_hardware_reached(recording: Recording, mode: Mode) -> None:
     report = replay_recording(recording, POLICIES, mode=mode, audit_every=20_000)
     assert report.ok
@@ -41,7 +50,7 @@ def test_e018_e044_every_access_reaches_what_the_hardware_reached(recording: Rec
     # E018: the modern kernel hits with any CR3, the seed with the last one of a 64-bit guest, and before the patch none did.
     assert lru.stats.cr3.locked == 0
     assert lru.stats.cr3.lockless == locked.stats.cr3.locked > 200
-    assert (seed.stats.cr3.lockless > 10_000) == ("4level" in recording.name)
+    assert (seed.stats.cr3.lockless > seed.stats.cr3.locked) == ("level" in recording.name)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -13,7 +13,7 @@ from shadow_mmu.recording_program import without_accessed_pdptes
 from shadow_mmu.report import Mode, ReplayResult
 
 RECORDINGS = Path(__file__).parents[2] / "recordings"
-NAMES = ["linux61-32bit-small", "linux61-pae-kpti-start"]
+NAMES = ["linux61-32bit-small", "linux61-pae-kpti-small"]
 POLICIES = ["locked", "seed", "lru:3"]
 CACHED = [f"{name},pae_roots=cached" for name in POLICIES]
 COMPARED = 25_000
@@ -86,7 +86,7 @@ def test_the_model_goes_through_the_same_states_and_events(recording: Recording,
 
 
 def test_the_accessed_bit_that_the_emulator_sets_in_pdptes_is_taken_out_and_nothing_else() -> None:
-    recording = load_recording(RECORDINGS / "linux61-pae-kpti-start.npz")
+    recording = load_recording(RECORDINGS / "linux61-pae-kpti-small.npz")
     pages, value = without_accessed_pdptes(recording)
     roots = np.unique(recording.addr[recording.kind == 3]) & np.uint64(0xFFFF_FFE0)
     changed = 0

@@ -13,6 +13,7 @@ from .constants import (
     ACC_W,
     ACC_X,
     DUMMY_ROOT,
+    GPTE_A,
     GPTE_D,
     GPTE_P,
     GPTE_PS,
@@ -177,7 +178,7 @@ def _leaves(vm: SharedState) -> Iterator[str]:
 
 
 def _tables(vm: SharedState) -> Iterator[str]:
-    """I14: an entry of a synced page grants no more than its gpte."""
+    """I14: an entry of a synced page grants no more than its gpte, whose A is set."""
     for page in vm.books.live.values():
         if page.level != 1 or page.invalid or page.unsync:
             continue
@@ -187,9 +188,11 @@ def _tables(vm: SharedState) -> Iterator[str]:
                 allowed, target, key = page.access, page.gfn + index, key_of(page.role)
             else:
                 gpte = _gpte(vm, page, index)
-                # Nobody sets D where the guest may not write its table (E107).
-                marked = gpte if not vm.memory.is_read_only(page.gfn) else gpte | GPTE_D
+                # Nobody sets A and D where the guest may not write its table (E107).
+                marked = gpte if not vm.memory.is_read_only(page.gfn) else gpte | GPTE_A | GPTE_D
                 allowed = leaf_access(page.access, marked) if gpte & GPTE_P else 0
+                if not marked & GPTE_A:
+                    yield f"I14: entry {index} of {page!r} is {spte:#x}, and its gpte {gpte:#x} was never used"
                 key = _key(vm, gpte)
                 target = (gpte & PFN_MASK) >> PAGE_SHIFT if gpte & GPTE_P else -1
             granted = (

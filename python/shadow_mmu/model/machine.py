@@ -325,7 +325,7 @@ class Machine:
         return DONE
 
     def add_memslot(self, gpa: int, length: int, *, read_only: bool = False) -> None:
-        """Add a memslot of zeroes.
+        """Add a memslot of zeroes, under the lock: a fault finds it whole or not at all.
 
         Raises
         ------
@@ -333,7 +333,8 @@ class Machine:
             It is misaligned, empty, too high, or overlaps another; nothing was added.
 
         """
-        self.vm.memory.add_slot(gpa, length, read_only)
+        with self.vm.lock.take(self.vm.vcpus[0], "host"):
+            self.vm.memory.add_slot(gpa, length, read_only)
 
     def state_words(self) -> bytes:
         """Return the whole state as little-endian 64-bit words (§11)."""

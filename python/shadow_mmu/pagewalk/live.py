@@ -71,12 +71,16 @@ def explain(
         direct, missing = _direct(shadow_path, vcpu, guest)
         verdict = compare_direct(guest, direct, in_memory=in_memory)
         loose = False
-        second, found = direct, [*direct_words(verdict, missing), tlb_words(tlb, guest, path.requests)]
+        unwritable = [step for step in _read(guest) if memory.is_read_only(step.entry_address)]
+        second, found = direct, [*direct_words(verdict, missing, unwritable), tlb_words(tlb, guest, path.requests)]
     else:
         shadow = shadow_dimension(path, guest.start, canonical=guest.end is not EntryKind.NON_CANONICAL)
         verdict = compare(context, guest, shadow, in_memory=in_memory)
         loose = may_decide_otherwise(verdict, guest, shadow)
-        second, found = shadow, [verdict_words(verdict, guest, shadow), tlb_words(tlb, shadow, path.requests)]
+        second, found = (
+            shadow,
+            [verdict_words(verdict, guest, shadow, read_only=read_only), tlb_words(tlb, shadow, path.requests)],
+        )
     rights = (
         []
         if guest.rights is None
@@ -99,6 +103,10 @@ def _direct(shadow_path: Way, vcpu: int, guest: WalkDimension) -> tuple[WalkDime
     def way(gpa: int) -> WalkDimension:
         return shadow_dimension(ShadowPath.from_dict(shadow_path(vcpu, gpa)), gpa)
 
-    read = [step for step in guest.steps if step.name != PDPTR]
-    missing = [step for step in read if step.kind is not EntryKind.ABSENT and way(step.entry_address).address is None]
+    missing = [step for step in _read(guest) if way(step.entry_address).address is None]
     return None if guest.address is None else way(guest.address), missing
+
+
+def _read(guest: WalkDimension) -> list[WalkStep]:
+    """Return the steps whose entry is read from a table in memory."""
+    return [step for step in guest.steps if step.name != PDPTR and step.kind is not EntryKind.ABSENT]

@@ -71,8 +71,13 @@ def compare_direct(guest: WalkDimension, direct: WalkDimension | None, *, in_mem
     return Verdict.AGREE if direct.address == guest.address else Verdict.STALE
 
 
-def direct_words(verdict: Verdict, missing: list[WalkStep]) -> list[str]:
-    """Return a verdict of two dimensions for people; ``missing`` are the guest's tables that have no direct entry yet."""
+def direct_words(verdict: Verdict, missing: list[WalkStep], read_only: list[WalkStep]) -> list[str]:
+    """Return a verdict of two dimensions for people.
+
+    ``missing`` are the guest's tables that have no direct entry yet, ``read_only`` its entries in which A and D may not be set (E107).
+    """
+    unmarked = [step for step in read_only if "A" not in step.flags]
+    clean = [step for step in read_only if step.kind is EntryKind.PAGE and "D" not in step.flags]
     text = {
         Verdict.UNMAPPED: "the guest's tables map nothing: the fault is the guest's own, and no exit",
         Verdict.MISSING: "the direct tables do not map the page yet: the next access exits, and the fault makes the entry",
@@ -80,8 +85,20 @@ def direct_words(verdict: Verdict, missing: list[WalkStep]) -> list[str]:
         Verdict.AGREE: "the direct tables map the page: the hardware gets there by itself",
         Verdict.STALE: "the direct tables lead to another gpa, which they never should",
     }[verdict]
-    tables = ", ".join(f"{step.table:#x} (level {step.level})" for step in missing)
-    return [text, *([f"guest tables that are not mapped directly yet, an exit each: {tables}"] if missing else [])]
+    if unmarked and verdict is not Verdict.MMIO:
+        text = "the hardware may not set A in a read-only table: each access exits and is made for the guest, and no entry comes of it"
+    words = [text]
+    if missing:
+        words.append(f"guest tables that are not mapped directly yet, an exit each: {_places(missing)}")
+    if unmarked:
+        words.append(f"read-only tables whose entry has A clear: {_places(unmarked)}")
+    elif clean:
+        words.append(f"D is clear in a read-only table, {_places(clean)}: each write exits and is made for the guest")
+    return words
+
+
+def _places(steps: list[WalkStep]) -> str:
+    return ", ".join(f"{step.table:#x} (level {step.level})" for step in steps)
 
 
 def _rights_of_a_leaf(context: Context, rights: Rights) -> set[Rights]:
@@ -103,8 +120,8 @@ def may_decide_otherwise(verdict: Verdict, guest: WalkDimension, shadow: WalkDim
     return verdict is Verdict.STALE or (shadow.rights.writable and not guest.rights.writable)
 
 
-def verdict_words(verdict: Verdict, guest: WalkDimension, shadow: WalkDimension) -> str:
-    """Return a verdict for people."""
+def verdict_words(verdict: Verdict, guest: WalkDimension, shadow: WalkDimension, *, read_only: bool) -> str:
+    """Return a verdict for people; ``read_only``: the guest may only read the page."""
     if verdict is Verdict.STALE:
         return f"stale: the shadow still leads to {shadow.result}; the guest's tables now say {guest.result}. {_why(shadow)}"
     if verdict is Verdict.NARROWER:
@@ -115,7 +132,9 @@ def verdict_words(verdict: Verdict, guest: WalkDimension, shadow: WalkDimension)
             return text
         if shadow.rights.writable:
             return f"{text}: {_CONVERTED}"
-        return f"{text}, but for W: a write exits, to set D and be given W, or to be emulated if the frame holds a guest table, or to the device model if its memslot is read-only"
+        if read_only:
+            return f"{text}, but for W, which no page of a read-only memslot has"
+        return f"{text}, but for W: a write exits, to set D and be given W, or to be emulated if the frame holds a guest table"
     return {
         Verdict.UNMAPPED: "neither guest nor shadow maps the address",
         Verdict.MISSING: f"the shadow has no entry yet ({shadow.result}): the next access exits, and the fault makes it",

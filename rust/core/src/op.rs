@@ -169,7 +169,7 @@ pub enum Outcome {
     GeneralProtection,
     /// #UD was injected: the processor does not have the instruction as its registers are.
     InvalidOpcode,
-    /// The gpa is in no memslot: an exit to the device model. Nothing was installed.
+    /// The gpa is in no memslot, or a write is to a read-only one: an exit to the device model. Nothing was stored.
     Mmio(Gpa),
     /// The vCPU is shut down.
     TripleFault,

@@ -38,13 +38,13 @@ counters! {
     pf_taken,
     /// Faults fixed by installing or changing an SPTE.
     pf_fixed,
-    /// Faults on write-protected tables, emulated.
+    /// Accesses that were emulated: writes to write-protected tables; where the hardware may not set A or D (E107).
     pf_emulate,
     /// Faults that found the SPTE already right.
     pf_spurious,
     /// Faults injected into the guest.
     pf_guest,
-    /// Accesses to a gpa in no memslot.
+    /// Accesses to a gpa in no memslot, and writes to a read-only one.
     mmio_exits,
     /// TLB flush requests served.
     tlb_flush,

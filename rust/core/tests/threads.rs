@@ -263,12 +263,21 @@ fn a_run_is_stopped_and_watched_from_another_thread() {
 
 #[test]
 fn e016_a_memslot_that_is_added_while_vcpus_run_is_there_for_all_of_them() {
+    late_memory(MemoryRegion::ram);
+}
+
+#[test]
+fn e107_a_read_only_memslot_that_is_added_while_vcpus_run_is_read_and_never_written() {
+    late_memory(MemoryRegion::rom);
+}
+
+fn late_memory(region: fn(Gpa, u64) -> MemoryRegion) {
     apart(|| {
         let vm = machine(KINDS[3], 64);
         let (page, late) = (7, 64 << 20);
         poke(&vm, TABLE + page * 8, late | USED);
         thread::scope(|scope| {
-            let host = scope.spawn(|| vm.add_memslot(MemoryRegion::ram(Gpa::new(late), 1 << 20)).unwrap());
+            let host = scope.spawn(|| vm.add_memslot(region(Gpa::new(late), 1 << 20)).unwrap());
             on_every_vcpu(&vm, |index, cpu| {
                 let gva = Gva::new(PAGES + (page << 12));
                 loop {
@@ -276,6 +285,12 @@ fn e016_a_memslot_that_is_added_while_vcpus_run_is_there_for_all_of_them() {
                         Ok(Outcome::Mmio(gpa)) if gpa == Gpa::new(late) => thread::yield_now(),
                         found => break assert_eq!(found, Ok(Outcome::Ok(late)), "vCPU {index}"),
                     }
+                }
+                let written =
+                    if region(Gpa::new(0), 0).read_only { Outcome::Mmio(Gpa::new(late)) } else { Outcome::Ok(late) };
+                for value in 0..500 {
+                    assert_eq!(cpu.store(gva, value, 8, AccessFlags::USER), Ok(written), "vCPU {index}");
+                    assert_eq!(cpu.access(gva, AccessKind::Fetch, AccessFlags::USER), Ok(Outcome::Ok(late)));
                 }
             });
             host.join().unwrap();

@@ -95,7 +95,7 @@ pub(crate) fn from_outcome(py: Python<'_>, outcome: Outcome) -> PyResult<Reached
 pub(crate) enum Reached {
     /// In a memslot: the gpa, or the value loaded.
     Value(u64),
-    /// At a gpa in no memslot.
+    /// At the device model: a gpa in no memslot, or for a write in a read-only one.
     Mmio(u64),
 }
 

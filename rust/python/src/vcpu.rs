@@ -61,7 +61,7 @@ impl Vcpu {
         errors::from_outcome(py, self.with(py, body)?).map(drop)
     }
 
-    /// An access: the gpa or the value, or the exit where no memslot is.
+    /// An access: the gpa or the value, or the exit where no memslot takes it.
     fn reach<'py>(
         &self,
         py: Python<'py>,
@@ -150,7 +150,7 @@ impl Vcpu {
 
     /// Translate `gva` as the guest would for a "read", "write" or "fetch"; nothing is read or stored.
     ///
-    /// Returns the gpa, or an `MmioExit` where no memslot is. Raises `PageFault`; `GeneralProtection` for an address that is not
+    /// Returns the gpa, or an `MmioExit` where no memslot is, or a read-only one for a write. Raises `PageFault`; `GeneralProtection` for an address that is not
     /// canonical; `ConfigError` for another kind.
     #[pyo3(signature = (gva, kind="read", /, *, user=false, ac=false, implicit=false))]
     fn access<'py>(

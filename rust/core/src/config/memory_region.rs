@@ -1,7 +1,5 @@
 //! What a memslot is to be: where, how large, and whether the guest may write it.
 
-use core::fmt;
-
 use crate::{
     addr::{Gpa, PAGE_SIZE},
     error::{Error, Result},
@@ -43,11 +41,5 @@ impl MemoryRegion {
 
     pub(crate) const fn refused(self, expected: String) -> Error {
         Error::Memslot { gpa: self.gpa, bytes: self.bytes, expected }
-    }
-}
-
-impl fmt::Display for MemoryRegion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x} bytes at {}{}", self.bytes, self.gpa, if self.read_only { ", read-only" } else { "" })
     }
 }

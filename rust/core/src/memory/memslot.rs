@@ -7,6 +7,7 @@ use core::fmt;
 use shadow_mmu_sys::{hint, mem};
 
 use crate::{
+    access::AccessKind,
     addr::{Gfn, Gpa, PAGE_SIZE},
     config::MemoryRegion,
     error::{Error, Result},
@@ -73,6 +74,12 @@ impl Memslot {
     #[inline]
     pub const fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// Whether an access of this kind is one to memory; one that is not leaves for the device model (E107).
+    #[inline]
+    pub(crate) const fn admits(&self, kind: AccessKind) -> bool {
+        !(self.read_only && kind.is_write())
     }
 
     /// Whether the slot has this frame.

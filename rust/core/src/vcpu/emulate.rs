@@ -13,8 +13,7 @@ impl Vcpu {
     /// Loads or stores for the guest. What no memslot has, and writes to what the guest may not write (E107), go to the device
     /// model.
     pub(crate) fn emulate(&mut self, shared: &Shared, gpa: Gpa, kind: AccessKind, action: Action) -> Outcome {
-        let slot = shared.memory.slot(gpa.gfn());
-        if slot.is_none_or(|slot| kind.is_write() && slot.is_read_only()) {
+        if shared.memory.slot(gpa.gfn()).is_none_or(|slot| !slot.admits(kind)) {
             self.cx.stats.counters.mmio_exits += 1;
             return Outcome::Mmio(gpa);
         }

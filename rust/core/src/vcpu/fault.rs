@@ -57,7 +57,7 @@ impl Vcpu {
             self.cx.stats.counters.pf_emulate += 1;
             return Ok(Handled::Emulate(gpa));
         }
-        if kind.is_write() && slot.is_read_only() {
+        if !slot.admits(kind) {
             // KVM: `KVM_PFN_ERR_RO_FAULT`, before the lock; the page's reads stay mapped (E107).
             self.cx.stats.counters.mmio_exits += 1;
             return Ok(Handled::Mmio(gpa));
@@ -188,8 +188,12 @@ mod tests {
 
     /// PML4 at 0x1000, three tables below it, one page, which the vCPU has read.
     fn machine(lock: LockKind, leaf: u64) -> (Shared, Vcpu) {
+        machine_with(lock, leaf, MemoryRegion::ram(Gpa::new(1 << 30), 1 << 20))
+    }
+
+    fn machine_with(lock: LockKind, leaf: u64, more: MemoryRegion) -> (Shared, Vcpu) {
         let config = VmConfig {
-            slots: vec![MemoryRegion::ram(Gpa::new(0), 1 << 20)],
+            slots: vec![MemoryRegion::ram(Gpa::new(0), 1 << 20), more],
             policy: Policy::Locked,
             lock,
             ..VmConfig::default()
@@ -202,7 +206,7 @@ mod tests {
         let mut vcpu = Vcpu::new(0, &shared.config).unwrap();
         assert_eq!(vcpu.write_cr3(&shared, 0x1000), Outcome::Ok(0));
         let read = vcpu.access(&shared, GVA, AccessKind::Read, AccessFlags::USER, Action::Translate);
-        assert_eq!(read, Ok(Outcome::Ok(0x5123)));
+        assert_eq!(read, Ok(Outcome::Ok(leaf & 0x000f_ffff_ffff_f000 | 0x123)));
         (shared, vcpu)
     }
 
@@ -237,6 +241,21 @@ mod tests {
             // Mapped without W while D was clear: the write has something to do, and takes the lock alone at once.
             assert_eq!(late_fault(lock, LEAF & !0x40, AccessKind::Write), (0, 1, 0), "{lock}");
         }
+    }
+
+    #[test]
+    fn e107_the_read_of_a_rom_that_another_vcpu_mapped_shares_the_lock_too() {
+        let (shared, mut vcpu) =
+            machine_with(LockKind::RwLock, LEAF | 1 << 30, MemoryRegion::rom(Gpa::new(1 << 30), 1 << 20));
+        let before = vcpu.statistics();
+        let handled = vcpu.handle_page_fault(&shared, GVA, AccessKind::Read, AccessFlags::USER, false);
+        assert_eq!(handled, Ok(Handled::Retry));
+        let after = vcpu.statistics();
+        assert_eq!(after.counters.pf_spurious - before.counters.pf_spurious, 1);
+        assert_eq!(after.lock.shared - before.lock.shared, 1);
+        let written = vcpu.handle_page_fault(&shared, GVA, AccessKind::Write, AccessFlags::USER, true);
+        assert_eq!(written, Ok(Handled::Mmio(Gpa::new(1 << 30 | 0x5123))));
+        assert_eq!(vcpu.statistics().lock.total(), after.lock.total(), "before the lock");
     }
 
     #[test]

@@ -30,21 +30,14 @@ use crate::{
 /// Bits of a guest-physical address that the four levels of direct tables translate.
 pub(crate) const DIRECT_BITS: u32 = 48;
 
-/// A guest-physical address that the direct tables do not map, or not for writing. KVM: an EPT violation.
+/// What the direct tables do not let the hardware do. KVM: an EPT violation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Violation {
-    gpa: Gpa,
-    cause: Cause,
-}
-
-/// What the hardware wanted at the address of a violation.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Cause {
-    /// The page that the access is for.
-    Page,
-    /// To read an entry of a guest table; the guest's fault if the table is in no memslot.
-    Table(FaultCode),
-    /// To set A or D in an entry of a guest table, which the guest may not write (E107). Such a change is a write like any other
+pub(crate) enum Violation {
+    /// The page that the access is for is not mapped, or not for writing.
+    Page(Gpa),
+    /// The guest table that an entry is to be read from is not mapped; the guest's fault if it is in no memslot.
+    Table(Gpa, FaultCode),
+    /// A or D is to be set in an entry of a guest table, which the guest may not write (E107). Such a change is a write like any other
     /// (SDM vol. 3C, "EPT Violations").
     Mark,
 }
@@ -55,13 +48,13 @@ struct Nested<'a> {
     root: Option<SpId>,
     /// The first address that was not mapped.
     missing: Cell<Option<Gpa>>,
-    /// The first entry in which A or D could not be set.
-    unmarked: Cell<Option<Gpa>>,
+    /// Whether A or D could not be set in some entry.
+    unmarked: Cell<bool>,
 }
 
 impl<'a> Nested<'a> {
     fn new(shared: &'a Shared, root: Option<SpId>) -> Self {
-        Self { shared, root, missing: Cell::new(None), unmarked: Cell::new(None) }
+        Self { shared, root, missing: Cell::new(None), unmarked: Cell::new(false) }
     }
 
     /// The direct leaf of a guest-physical address: all rights, but W only where the guest may write. It is accessed and dirty
@@ -82,10 +75,10 @@ impl<'a> Nested<'a> {
         self.leaf(gpa).map(|spte| Gpa::new(spte.pfn().gfn().gpa().get() | gpa.offset()))
     }
 
-    /// Notes an entry that may not be changed.
-    fn noting(&self, gpa: Gpa, update: Update) -> Update {
-        if update == Update::ReadOnly && self.unmarked.get().is_none() {
-            self.unmarked.set(Some(gpa));
+    /// Notes that an entry may not be changed.
+    fn noting(&self, update: Update) -> Update {
+        if update == Update::ReadOnly {
+            self.unmarked.set(true);
         }
         update
     }
@@ -107,12 +100,12 @@ impl TableMemory for Nested<'_> {
 
     fn update_entry(&self, gpa: Gpa, old: u64, new: u64) -> Update {
         let update = |at| self.shared.memory.update_entry(at, old, new);
-        self.noting(gpa, self.translate(gpa).map_or(Update::Changed, update))
+        self.noting(self.translate(gpa).map_or(Update::Changed, update))
     }
 
     fn update_half(&self, gpa: Gpa, old: u32, new: u32) -> Update {
         let update = |at| self.shared.memory.update_half(at, old, new);
-        self.noting(gpa, self.translate(gpa).map_or(Update::Changed, update))
+        self.noting(self.translate(gpa).map_or(Update::Changed, update))
     }
 }
 
@@ -135,18 +128,18 @@ impl Vcpu {
                 Ok(found) => found,
                 Err(code) => {
                     return match memory.missing.get() {
-                        Some(gpa) => Inside::Violation(Violation { gpa, cause: Cause::Table(code) }),
+                        Some(gpa) => Inside::Violation(Violation::Table(gpa, code)),
                         None => Inside::Done(Outcome::PageFault { address: gva, code }),
                     };
                 }
             };
-        if let Some(gpa) = memory.unmarked.get() {
-            return Inside::Violation(Violation { gpa, cause: Cause::Mark });
+        if memory.unmarked.get() {
+            return Inside::Violation(Violation::Mark);
         }
         let gpa = Gpa::new(found.gfn.gpa().get() | gva.offset());
         let denied = |leaf: &Spte| kind.is_write() && !leaf.is_writable();
         let Some(leaf) = memory.leaf(gpa).filter(|leaf| !denied(leaf)) else {
-            return Inside::Violation(Violation { gpa, cause: Cause::Page });
+            return Inside::Violation(Violation::Page(gpa));
         };
         // Without D no write hits, whatever CR0.WP lets a supervisor do: a page that the guest may not write has none (E107).
         let dirty = found.is_dirty() && leaf.is_writable();
@@ -166,18 +159,16 @@ impl Vcpu {
         kind: AccessKind,
         flags: AccessFlags,
     ) -> Result<Handled> {
-        let Violation { gpa, cause } = violation;
         self.cx.stats.counters.pf_taken += 1;
-        let slot = shared.memory.slot(gpa.gfn());
-        match cause {
-            Cause::Page if slot.is_none_or(|slot| kind.is_write() && slot.is_read_only()) => {
+        let gpa = match violation {
+            Violation::Mark => return Ok(self.emulate_unmarked(shared, gva, kind, flags)),
+            Violation::Page(gpa) if shared.memory.slot(gpa.gfn()).is_none_or(|slot| !slot.admits(kind)) => {
                 self.cx.stats.counters.mmio_exits += 1;
                 return Ok(Handled::Mmio(gpa));
             }
-            Cause::Table(code) if slot.is_none() => return Ok(self.refuse(gva, code)),
-            Cause::Mark => return Ok(self.emulate_unmarked(shared, gva, kind, flags)),
-            Cause::Page | Cause::Table(_) => {}
-        }
+            Violation::Table(gpa, code) if !shared.is_visible(gpa.gfn()) => return Ok(self.refuse(gva, code)),
+            Violation::Page(gpa) | Violation::Table(gpa, _) => gpa,
+        };
         let seems_mapped = self.seems_mapped_directly(shared, gpa);
         self.map(shared, &GuestWalk::direct(gpa), Gva::new(gpa.get()), kind.is_write(), seems_mapped)?;
         Ok(Handled::Retry)
@@ -267,8 +258,7 @@ mod tests {
         for (_, lock) in LockKind::ALL {
             let (shared, mut vcpu) = machine(lock);
             let before = vcpu.statistics();
-            for cause in [Cause::Page, Cause::Table(FaultCode::USER)] {
-                let violation = Violation { gpa: PAGE, cause };
+            for violation in [Violation::Page(PAGE), Violation::Table(PAGE, FaultCode::USER)] {
                 let handled = vcpu.handle_violation(&shared, violation, GVA, AccessKind::Read, AccessFlags::USER);
                 assert_eq!(handled, Ok(Handled::Retry));
             }
