@@ -40,6 +40,13 @@ def test_a_cr3_with_a_reserved_bit_is_refused(opened: Open, bit: int) -> None:
         opened(small_elf().build(), cr3=cr3)
 
 
+def test_a_cr3_of_more_than_32_bits_under_32_bit_paging_is_the_dumps_own_fault(opened: Open) -> None:
+    image = small_elf()
+    image.cpus = [Cpu(cr3=0x2_0000_1000, cr4=0x690)]
+    with pytest.raises(DumpError, match="CR3 of vCPU 0: found 0x200001000, expected 64 bits, none above 31"):
+        opened(image.build())
+
+
 @pytest.mark.parametrize("bits", [0x18, 0xFFF, 1 << 61, 3 << 61])
 def test_pcid_cache_and_lam_bits_of_cr3_are_no_part_of_the_address(opened: Open, bits: int) -> None:
     image = small_elf()

@@ -134,7 +134,9 @@ class MemoryDump:
         if cr3 is None:
             assert state is not None
             cr3 = state.cr3
-            if reason := cr3_fault(cr3, maxphyaddr):
+            # Under 32-bit paging it has 32 bits, unless its tables are to be taken for others.
+            narrow = levels is None and state.levels == 2
+            if reason := cr3_fault(cr3, 32 if narrow else maxphyaddr):
                 raise self._source.error(f"CR3 of vCPU {state.cpu}", found=f"{cr3:#x}", expected=reason)
         if levels is not None:
             return open_tables(self.memory, cr3, levels, "argument", maxphyaddr)
