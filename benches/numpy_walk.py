@@ -90,12 +90,7 @@ class ByLevels:
         odd |= rights
         np.right_shift(gvas, 47, out=other)
         odd |= other  # of the upper half, or not canonical
-        entry &= FRAME
-        np.bitwise_and(gvas, 0xFFF, out=gpa)
-        gpa |= entry
-        error.fill(TRANSLATED)
-        if odd.any():
-            oddly(self.tables, gvas, np.flatnonzero(odd), gpa, error)
+        answer(self.tables, gvas, entry, odd, gpa=gpa, error=error)
 
 
 class ByRegions:
@@ -137,12 +132,17 @@ class ByRegions:
         odd &= RESERVED | PRESENT | RIGHTS
         np.bitwise_and(index, -1 << 63, out=index)  # of a region that is odd
         odd |= index
-        entry &= FRAME
-        np.bitwise_and(gvas, 0xFFF, out=gpa)
-        gpa |= entry
-        error.fill(TRANSLATED)
-        if odd.any():
-            oddly(self.tables, gvas, np.flatnonzero(odd), gpa, error)
+        answer(self.tables, gvas, entry, odd, gpa=gpa, error=error)
+
+
+def answer(tables: Words, gvas: Words, entry: Words, odd: Words, *, gpa: Words, error: Errors) -> None:
+    """Make answers of the last entries, which are changed; where something is odd, of a walk with every check."""
+    entry &= FRAME
+    np.bitwise_and(gvas, 0xFFF, out=gpa)
+    gpa |= entry
+    error.fill(TRANSLATED)
+    if odd.any():
+        oddly(tables, gvas, np.flatnonzero(odd), gpa, error)
 
 
 def oddly(tables: Words, gvas: Words, which: Words, gpa: Words, error: Errors) -> None:

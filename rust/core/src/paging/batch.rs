@@ -110,8 +110,7 @@ impl<'b, 'm, F: EntryFormat, M: FrameMemory> Batch<'b, 'm, F, M> {
             if start.region == region
                 && let Some(table) = start.table
             {
-                let gpa = F::entry_gpa(Gfn::new(0), Level::PT, gva);
-                let pte = F::of_word(M::load(M::place_in(table, gpa)), gpa);
+                let pte = Self::entry(table, Level::PT, gva);
                 if start.entries.is(pte) {
                     each(number, Ok(reached(F::target(pte, Level::PT, gva), gva)));
                 } else {
@@ -147,8 +146,7 @@ impl<'b, 'm, F: EntryFormat, M: FrameMemory> Batch<'b, 'm, F, M> {
             if start.region == region
                 && let Some(directory) = start.table
             {
-                let gpa = F::entry_gpa(Gfn::new(0), Level::PD, gva);
-                let pte = F::of_word(M::load(M::place_in(directory, gpa)), gpa);
+                let pte = Self::entry(directory, Level::PD, gva);
                 if self.look.context.reserved.is_plain(pte, Level::PD) {
                     let rights = start.rights.with(&self.look.context, pte);
                     if let Some(table) = self.memory.frame(table_of(pte)) {
@@ -210,10 +208,17 @@ impl<'b, 'm, F: EntryFormat, M: FrameMemory> Batch<'b, 'm, F, M> {
         }
     }
 
+    /// The entry for an address in a table.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "the whole of most looks")]
+    fn entry(table: M::Frame<'m>, level: Level, gva: Gva) -> u64 {
+        let gpa = F::entry_gpa(Gfn::new(0), level, gva);
+        F::of_word(M::load(M::place_in(table, gpa)), gpa)
+    }
+
     /// The step from a directory.
     fn directory(&self, gva: Gva, directory: M::Frame<'m>, rights: Rights) -> Result<Step, FaultCode> {
-        let gpa = F::entry_gpa(Gfn::new(0), Level::PD, gva);
-        let pte = F::of_word(M::load(M::place_in(directory, gpa)), gpa);
+        let pte = Self::entry(directory, Level::PD, gva);
         step::<F>(&self.look.context, self.look.asked, gva, Level::PD, rights, pte)
     }
 
